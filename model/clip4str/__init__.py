@@ -1,0 +1,1 @@
+"""CLIP4STR scene text recognition: reads the word in an image."""

@@ -1,0 +1,1 @@
+"""The CLIP4STR microservice: REST and gRPC before one engine."""
