@@ -1,0 +1,33 @@
+# make demo | serve | test | lint | proto | clean.   VENV=path uses another environment.
+
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo serve test lint proto clean
+
+demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
+	$(BIN)/python samples/demo.py
+
+serve: $(STAMP)  ## serve until interrupted; settings by CLIP4STR_* variables
+	$(BIN)/clip4str-service
+
+test: lint  ## everything CI runs
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	touch $@
+
+clean:  ## remove the environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find model service tests samples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,160 @@
+"""The `clip4str` command: read, evaluate, train, convert and synthesise from a terminal.
+
+Only the command that runs imports what it needs, so that `--help` answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip4str.recognizer import BranchReading, Reading
+
+READ_BATCH = 64  # images held in memory at a time by `read`
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, or 2 after one line on standard error when the input is bad."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except _bad_input_errors() as error:  # evaluated, and so imported, only when something was raised
+        print(f"clip4str {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _bad_input_errors() -> tuple[type[Exception], ...]:
+    from clip4str import CharsetError, CheckpointError
+    from clip4str.datasets import DatasetError
+
+    return (CharsetError, CheckpointError, DatasetError, OSError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="clip4str", description="Scene text recognition with CLIP4STR.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    read = commands.add_parser("read", help="read the word in each image")
+    read.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    read.add_argument("--model", default="default", help="a model's name, file or folder (default: %(default)s)")
+    read.add_argument("--json", action="store_true", help="print one JSON object per image")
+    read.add_argument("--top-k", type=int, choices=range(6), default=0, help="alternatives per character")
+    read.add_argument("--charset", help="full, alphanumeric, digits, lowercase, uppercase, or the characters")
+    read.set_defaults(run=_read)
+
+    evaluate = commands.add_parser("eval", help="measure accuracy on labelled words")
+    evaluate.add_argument("--model", default="default", help="a model's name, file or folder (default: %(default)s)")
+    evaluate.add_argument(
+        "--data", nargs="+", type=Path, required=True, metavar="DIR", help="folders with labels.tsv, or LMDBs"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="OUT", help="write the report to this file too")
+    evaluate.set_defaults(run=_eval)
+
+    synth = commands.add_parser("synth", help="write synthetic word images one can look at")
+    synth.add_argument("out", type=Path, metavar="OUT")
+    synth.add_argument("--count", type=int, required=True)
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--fonts", type=Path, metavar="DIR", help="use the fonts in this folder")
+    synth.set_defaults(run=_synth)
+
+    train = commands.add_parser("train", help="train a model")
+    train.add_argument("config", type=Path, metavar="CONFIG")
+    train.set_defaults(run=_train)
+
+    convert = commands.add_parser("convert", help="turn a published checkpoint into safetensors")
+    convert.add_argument("source", type=Path, metavar="CKPT")
+    convert.add_argument("target", type=Path, metavar="OUT.safetensors")
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _read(arguments: argparse.Namespace) -> None:
+    from clip4str.image import open_image
+    from clip4str.recognizer import Recognizer
+
+    recognizer = Recognizer.load(arguments.model)
+    if not arguments.json:
+        print(f"{'text':<26}{'confidence':<12}{'visual':<26}{'cross-modal':<26}image")
+    for paths in _batches(arguments.images, READ_BATCH):
+        images = [open_image(path) for path in paths]
+        readings = recognizer.read(images, top_k=arguments.top_k, charset=arguments.charset)
+        for path, reading in zip(paths, readings, strict=True):
+            if arguments.json:
+                print(json.dumps({"file": str(path), **_reading_json(reading)}))
+            else:
+                visual, cross_modal = reading.visual.text, reading.cross_modal.text
+                print(f"{reading.text:<26}{reading.confidence:<12.3f}{visual:<26}{cross_modal:<26}{path}")
+                _print_alternatives(reading.cross_modal)
+
+
+def _batches(paths: Sequence[Path], size: int) -> Iterator[list[Path]]:
+    rest = iter(paths)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _reading_json(reading: "Reading") -> dict[str, Any]:
+    return {
+        "text": reading.text,
+        "confidence": reading.confidence,
+        "agreement": reading.agreement,
+        "truncated": reading.truncated,
+        "branches": {"visual": asdict(reading.visual), "cross_modal": asdict(reading.cross_modal)},
+    }
+
+
+def _print_alternatives(branch: "BranchReading") -> None:
+    for character in branch.characters:
+        if character.alternatives:
+            others = "  ".join(f"{other.text} {other.confidence:.3f}" for other in character.alternatives)
+            print(f"    {character.text} {character.confidence:.3f}  not {others}")
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from clip4str.datasets import DatasetError, open_set
+    from clip4str.evaluation import evaluate
+    from clip4str.recognizer import Recognizer
+
+    sets = [open_set(path) for path in arguments.data]
+    names = [dataset.name for dataset in sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DatasetError(f"two sets are named {twice[0]}: the report needs a name for each")
+    recognizer = Recognizer.load(arguments.model)
+    print(f"{'set':<20}{'n':>7}{'accuracy_36':>13}{'visual':>9}{'accuracy_94':>13}{'1-NED_36':>10}", end="")
+    print(f"{'confidence':>12}{'crops/s':>9}")
+    reports = {}
+    for dataset in sets:
+        report = evaluate(recognizer, dataset)
+        reports[dataset.name] = asdict(report)
+        print(f"{dataset.name:<20}{report.n:>7}{report.accuracy_36.final:>13.2f}", end="")
+        print(f"{report.accuracy_36.visual:>9.2f}{report.accuracy_94.final:>13.2f}", end="")
+        print(f"{report.one_minus_ned_36.final:>10.2f}{report.mean_confidence:>12.3f}", end="")
+        print(f"{report.crops_per_second:>9.1f}", flush=True)
+    if arguments.json:
+        model = {"name": recognizer.info.name, "revision": recognizer.info.revision}
+        arguments.json.write_text(json.dumps({"model": model, "sets": reports}, indent=2) + "\n")
+
+
+def _synth(arguments: argparse.Namespace) -> None:
+    from clip4str.synth import write_samples
+
+    write_samples(arguments.out, arguments.count, seed=arguments.seed, fonts=arguments.fonts)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from clip4str.training.trainer import main as train
+
+    train(arguments.config)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from clip4str.checkpoint import convert
+
+    convert(arguments.source, arguments.target)
+    print(f"wrote {arguments.target}")
