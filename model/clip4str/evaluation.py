@@ -1,17 +1,15 @@
 """How well a recogniser reads labelled words: the benchmarks' metrics, for the answer and for each branch."""
 
-import string
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from clip4str.charset import adapt
+from clip4str.charset import ALPHANUMERIC_LOWER, adapt
 from clip4str.datasets import DatasetError, WordSet
 from clip4str.recognizer import Reading, Recognizer
 
-CHARSET_36 = string.digits + string.ascii_lowercase
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +58,11 @@ def score(readings: Sequence[Reading], labels: Sequence[str], seconds: float) ->
         labels: exact-case texts of the 94 characters, at least one of them with a letter or digit.
         seconds: how long the reading took.
     """
-    labels_36 = [adapt(label, CHARSET_36) for label in labels]
+    labels_36 = [adapt(label, ALPHANUMERIC_LOWER) for label in labels]
     n_36 = sum(label != "" for label in labels_36)
 
     def branch(texts: list[str]) -> tuple[float, float, float]:
-        texts_36 = [adapt(text, CHARSET_36) for text in texts]
+        texts_36 = [adapt(text, ALPHANUMERIC_LOWER) for text in texts]
         pairs_36 = [(text, label) for text, label in zip(texts_36, labels_36, strict=True) if label]
         return (
             100 * sum(text == label for text, label in pairs_36) / n_36,
@@ -95,7 +93,7 @@ def evaluate(recognizer: Recognizer, dataset: WordSet, batch_size: int = 64) -> 
     Raises:
         DatasetError: an image of the set is missing or broken, or no word has a letter or digit.
     """
-    if not any(adapt(label, CHARSET_36) for label in dataset.labels):
+    if not any(adapt(label, ALPHANUMERIC_LOWER) for label in dataset.labels):
         raise DatasetError(f"{dataset.name}: no label has a letter or digit, the only ones accuracy_36 compares")
     readings: list[Reading] = []
     started = time.perf_counter()

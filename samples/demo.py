@@ -1,0 +1,158 @@
+"""Read the sample crops through a running service, over REST and over gRPC, and compare with labels.tsv.
+
+Starts the service on free ports, prints one table, stops it. Exit code 1 when a word is read wrong or the two
+protocols differ.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+from google.protobuf.json_format import MessageToDict
+
+from clip4str_service.pb.clip4str.v1 import recognition_pb2, recognition_pb2_grpc
+
+SAMPLES = Path(__file__).resolve().parent
+START_SECONDS = 120  # the model is loaded and warmed up
+STOP_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A service process that answers: addresses of its three ports."""
+
+    process: subprocess.Popen[bytes]
+    http: str
+    grpc: str
+    metrics: str
+
+
+@contextmanager
+def running_service(**settings: str) -> Iterator[RunningService]:
+    """Start the service on free ports, wait until it is ready, and stop it at the end.
+
+    Args:
+        settings: environment variables on top of this process's own.
+
+    Raises:
+        RuntimeError: it ended or was not ready in time; the message holds what it wrote.
+    """
+    http_port, grpc_port, metrics_port = free_ports(3)
+    environment = {
+        **os.environ,
+        "CLIP4STR_HOST": "127.0.0.1",
+        "CLIP4STR_HTTP_PORT": str(http_port),
+        "CLIP4STR_GRPC_PORT": str(grpc_port),
+        "CLIP4STR_METRICS_PORT": str(metrics_port),
+        **settings,
+    }
+    with tempfile.TemporaryFile() as log:
+        command = [sys.executable, "-m", "clip4str_service"]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 (our own program)
+        service = RunningService(
+            process, f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics_port}"
+        )
+        try:
+            if not became_ready(service):
+                log.seek(0)
+                raise RuntimeError("the service did not become ready:\n" + log.read().decode(errors="replace"))
+            yield service
+        finally:
+            stop(process)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports that nobody listens on now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def became_ready(service: RunningService) -> bool:
+    """Wait for readiness; False when the process ended or the time is up."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and service.process.poll() is None:
+        try:
+            if httpx.get(f"{service.http}/readyz").status_code == httpx.codes.OK:
+                return True
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.1)
+    return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to end, and end it when it does not."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def labels() -> dict[str, str]:
+    """Return file name -> text of every sample crop."""
+    lines = (SAMPLES / "labels.tsv").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("\t") for line in lines)
+
+
+def read_by_rest(service: RunningService, images: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Read all crops in one multipart request."""
+    files = [("image", (name, content, "image/jpeg")) for name, content in images.items()]
+    response = httpx.post(f"{service.http}/v1/recognize", files=files, timeout=60)
+    response.raise_for_status()
+    results: list[dict[str, Any]] = response.json()["results"]
+    return results
+
+
+def read_by_grpc(service: RunningService, images: dict[str, bytes]) -> list[recognition_pb2.Result]:
+    """Read all crops in one call."""
+    crops = [recognition_pb2.Crop(id=name, content=content) for name, content in images.items()]
+    with grpc.insecure_channel(service.grpc) as channel:
+        stub = recognition_pb2_grpc.RecognitionServiceStub(channel)
+        return list(stub.Recognize(recognition_pb2.RecognizeRequest(crops=crops), timeout=60).results)
+
+
+def as_rest(result: recognition_pb2.Result) -> dict[str, Any]:
+    """Turn a gRPC recognition into the JSON that REST answers for it, without the crop's id."""
+    return MessageToDict(
+        result.recognition, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def main() -> int:
+    """Read, compare and print; return the exit code."""
+    images = {name: (SAMPLES / name).read_bytes() for name in labels()}
+    with running_service() as service:
+        by_rest = read_by_rest(service, images)
+        by_grpc = read_by_grpc(service, images)
+
+    wrong = 0
+    print(f"{'file':<8}{'label':<10}{'text':<10}{'confidence':<12}{'visual':<10}{'cross-modal':<13}REST == gRPC")
+    for (name, label), rest, rpc in zip(labels().items(), by_rest, by_grpc, strict=True):
+        same = {key: value for key, value in rest.items() if key != "id"} == as_rest(rpc)
+        branches = rest["branches"]
+        visual, cross_modal = branches["visual"]["text"], branches["cross_modal"]["text"]
+        print(f"{name:<8}{label:<10}{rest['text']:<10}{rest['confidence']:<12.3f}", end="")
+        print(f"{visual:<10}{cross_modal:<13}{'yes' if same else 'NO'}")
+        wrong += rest["text"] != label or not same
+    print(f"{len(images) - wrong} of {len(images)} samples read right, the same over REST and gRPC")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
