@@ -21,11 +21,21 @@ import grpc
 import httpx
 from google.protobuf.json_format import MessageToDict
 
-from clip4str_service.pb.clip4str.v1 import recognition_pb2, recognition_pb2_grpc
+from clip4str_service.pb import recognition_pb2 as pb
+from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
 
 SAMPLES = Path(__file__).resolve().parent
 START_SECONDS = 120  # the model is loaded and warmed up
 STOP_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample crop: its file's name, what it says, and the file's bytes (JPEG)."""
+
+    name: str
+    text: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,17 @@ def running_service(**settings: str) -> Iterator[RunningService]:
         command = [sys.executable, "-m", "clip4str_service"]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 (our own program)
         service = RunningService(
-            process, f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{metrics_port}"
+            process,
+            f"http://127.0.0.1:{http_port}",
+            f"127.0.0.1:{grpc_port}",
+            f"http://127.0.0.1:{metrics_port}",
         )
         try:
             if not became_ready(service):
                 log.seek(0)
-                raise RuntimeError("the service did not become ready:\n" + log.read().decode(errors="replace"))
+                raise RuntimeError(
+                    "the service did not become ready:\n" + log.read().decode(errors="replace")
+                )
             yield service
         finally:
             stop(process)
@@ -104,30 +119,30 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def labels() -> dict[str, str]:
-    """Return file name -> text of every sample crop."""
-    lines = (SAMPLES / "labels.tsv").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("\t") for line in lines)
+def load_samples() -> list[Sample]:
+    """Return the crops that labels.tsv names, in its order."""
+    rows = [line.split("\t") for line in (SAMPLES / "labels.tsv").read_text(encoding="utf-8").splitlines()]
+    return [Sample(name, text, (SAMPLES / name).read_bytes()) for name, text in rows]
 
 
-def read_by_rest(service: RunningService, images: dict[str, bytes]) -> list[dict[str, Any]]:
-    """Read all crops in one multipart request."""
-    files = [("image", (name, content, "image/jpeg")) for name, content in images.items()]
-    response = httpx.post(f"{service.http}/v1/recognize", files=files, timeout=60)
+def read_by_rest(service: RunningService, image: bytes) -> dict[str, Any]:
+    """Read one JPEG crop: its bytes are the body."""
+    headers = {"Content-Type": "image/jpeg"}
+    response = httpx.post(f"{service.http}/v1/recognize", content=image, headers=headers, timeout=60)
     response.raise_for_status()
-    results: list[dict[str, Any]] = response.json()["results"]
-    return results
+    result: dict[str, Any] = response.json()["results"][0]
+    return result
 
 
-def read_by_grpc(service: RunningService, images: dict[str, bytes]) -> list[recognition_pb2.Result]:
-    """Read all crops in one call."""
-    crops = [recognition_pb2.Crop(id=name, content=content) for name, content in images.items()]
+def read_by_grpc(service: RunningService, image: bytes) -> pb.Result:
+    """Read one crop."""
+    request = pb.RecognizeRequest(crops=[pb.Crop(content=image)])
     with grpc.insecure_channel(service.grpc) as channel:
-        stub = recognition_pb2_grpc.RecognitionServiceStub(channel)
-        return list(stub.Recognize(recognition_pb2.RecognizeRequest(crops=crops), timeout=60).results)
+        stub = RecognitionServiceStub(channel)
+        return stub.Recognize(request, timeout=60).results[0]
 
 
-def as_rest(result: recognition_pb2.Result) -> dict[str, Any]:
+def as_rest(result: pb.Result) -> dict[str, Any]:
     """Turn a gRPC recognition into the JSON that REST answers for it, without the crop's id."""
     return MessageToDict(
         result.recognition, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
@@ -136,21 +151,20 @@ def as_rest(result: recognition_pb2.Result) -> dict[str, Any]:
 
 def main() -> int:
     """Read, compare and print; return the exit code."""
-    images = {name: (SAMPLES / name).read_bytes() for name in labels()}
+    samples, wrong = load_samples(), 0
     with running_service() as service:
-        by_rest = read_by_rest(service, images)
-        by_grpc = read_by_grpc(service, images)
-
-    wrong = 0
-    print(f"{'file':<8}{'label':<10}{'text':<10}{'confidence':<12}{'visual':<10}{'cross-modal':<13}REST == gRPC")
-    for (name, label), rest, rpc in zip(labels().items(), by_rest, by_grpc, strict=True):
-        same = {key: value for key, value in rest.items() if key != "id"} == as_rest(rpc)
-        branches = rest["branches"]
-        visual, cross_modal = branches["visual"]["text"], branches["cross_modal"]["text"]
-        print(f"{name:<8}{label:<10}{rest['text']:<10}{rest['confidence']:<12.3f}", end="")
-        print(f"{visual:<10}{cross_modal:<13}{'yes' if same else 'NO'}")
-        wrong += rest["text"] != label or not same
-    print(f"{len(images) - wrong} of {len(images)} samples read right, the same over REST and gRPC")
+        print(f"{'file':<8}{'label':<10}{'text':<10}{'confidence':<12}", end="")
+        print(f"{'visual':<10}{'cross-modal':<13}REST == gRPC")
+        for sample in samples:
+            rest = read_by_rest(service, sample.content)
+            rpc = as_rest(read_by_grpc(service, sample.content))
+            same = {key: value for key, value in rest.items() if key != "id"} == rpc
+            branches = rest["branches"]
+            visual, cross_modal = branches["visual"]["text"], branches["cross_modal"]["text"]
+            print(f"{sample.name:<8}{sample.text:<10}{rest['text']:<10}{rest['confidence']:<12.3f}", end="")
+            print(f"{visual:<10}{cross_modal:<13}{'yes' if same else 'NO'}")
+            wrong += rest["text"] != sample.text or not same
+    print(f"{len(samples) - wrong} of {len(samples)} samples read right, and alike over REST and gRPC")
     return 1 if wrong else 0
 
 

@@ -70,7 +70,9 @@ def draw(sample: Sample, font_dir: Path, rng: np.random.Generator) -> Image.Imag
 
     image = lean(image, sample.lean)
     image = image.filter(ImageFilter.GaussianBlur(2 * sample.blur))
-    image = image.resize((round(image.width * CROP_HEIGHT / image.height), CROP_HEIGHT), Image.Resampling.LANCZOS)
+    image = image.resize(
+        (round(image.width * CROP_HEIGHT / image.height), CROP_HEIGHT), Image.Resampling.LANCZOS
+    )
     grain = rng.normal(0.0, sample.noise, (image.height, image.width, 1))
     return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
 

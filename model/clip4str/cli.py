@@ -42,14 +42,18 @@ def _parser() -> argparse.ArgumentParser:
 
     read = commands.add_parser("read", help="read the word in each image")
     read.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    read.add_argument("--model", default="default", help="a model's name, file or folder (default: %(default)s)")
+    read.add_argument(
+        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
+    )
     read.add_argument("--json", action="store_true", help="print one JSON object per image")
     read.add_argument("--top-k", type=int, choices=range(6), default=0, help="alternatives per character")
     read.add_argument("--charset", help="full, alphanumeric, digits, lowercase, uppercase, or the characters")
     read.set_defaults(run=_read)
 
     evaluate = commands.add_parser("eval", help="measure accuracy on labelled words")
-    evaluate.add_argument("--model", default="default", help="a model's name, file or folder (default: %(default)s)")
+    evaluate.add_argument(
+        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
+    )
     evaluate.add_argument(
         "--data", nargs="+", type=Path, required=True, metavar="DIR", help="folders with labels.tsv, or LMDBs"
     )

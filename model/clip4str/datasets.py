@@ -66,7 +66,13 @@ class WordSet(ABC):
         try:
             image = Image.open(io.BytesIO(self._read(key)))
             image.load()
-        except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            UnidentifiedImageError,
+            Image.DecompressionBombError,
+        ) as error:
             raise DatasetError(f"{self.name}: {key} is not a readable image ({error})") from error
         return image
 
@@ -115,7 +121,9 @@ class LmdbSet(WordSet):
         """
         self._path = path
         try:
-            self._environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+            self._environment = lmdb.open(
+                str(path), readonly=True, lock=False, readahead=False, meminit=False
+            )
         except lmdb.Error as error:
             raise DatasetError(f"{path}: not a readable LMDB ({error})") from error
         count = self._read("num-samples")

@@ -11,7 +11,6 @@ from clip4str.datasets import DatasetError, WordSet
 from clip4str.recognizer import Reading, Recognizer
 
 
-
 @dataclass(frozen=True, slots=True)
 class BranchScores:
     """One metric in percent, 0 to 100: of the final answer and of each branch alone."""
@@ -27,7 +26,7 @@ class SetReport:
 
     Attributes:
         n: words read.
-        n_36: of these, words with a letter or digit; the `_36` metrics leave the others out, as the papers do.
+        n_36: of these, words with a letter or digit; the `_36` metrics leave out the others, as papers do.
         accuracy_36: words right when only [0-9a-z] are compared, in lower case; percent of `n_36`.
         accuracy_94: words right in exact case and punctuation; percent of `n`.
         one_minus_ned_36: 1 - edit distance / length of the longer text, mean over `n_36`, in percent.
@@ -42,7 +41,6 @@ class SetReport:
     one_minus_ned_36: BranchScores
     mean_confidence: float
     crops_per_second: float
-
 
 
 def similarity(text: str, label: str) -> float:
@@ -75,7 +73,9 @@ def score(readings: Sequence[Reading], labels: Sequence[str], seconds: float) ->
         branch([reading.visual.text for reading in readings]),
         branch([reading.cross_modal.text for reading in readings]),
     )
-    accuracy_36, accuracy_94, one_minus_ned_36 = (BranchScores(*scores) for scores in zip(*branches, strict=True))
+    accuracy_36, accuracy_94, one_minus_ned_36 = (
+        BranchScores(*scores) for scores in zip(*branches, strict=True)
+    )
     return SetReport(
         n=len(labels),
         n_36=n_36,
@@ -94,7 +94,9 @@ def evaluate(recognizer: Recognizer, dataset: WordSet, batch_size: int = 64) -> 
         DatasetError: an image of the set is missing or broken, or no word has a letter or digit.
     """
     if not any(adapt(label, ALPHANUMERIC_LOWER) for label in dataset.labels):
-        raise DatasetError(f"{dataset.name}: no label has a letter or digit, the only ones accuracy_36 compares")
+        raise DatasetError(
+            f"{dataset.name}: no label has a letter or digit, the only ones accuracy_36 compares"
+        )
     readings: list[Reading] = []
     started = time.perf_counter()
     for start in range(0, len(dataset), batch_size):

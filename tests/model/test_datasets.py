@@ -57,7 +57,9 @@ def test_folder_keeps_order_case_and_punctuation(tmp_path: Path) -> None:
 
 def test_lmdb_counts_from_one_and_skips_with_the_label_its_image(tmp_path: Path) -> None:
     entries = {"num-samples": b"3"}
-    for number, (text, color) in enumerate([("left out " * 4, "red"), ("Two", "lime"), ("three", "blue")], start=1):
+    for number, (text, color) in enumerate(
+        [("left out " * 4, "red"), ("Two", "lime"), ("three", "blue")], start=1
+    ):
         entries[f"label-{number:09d}"] = text.encode()
         entries[f"image-{number:09d}"] = png(color)
     words = open_set(write_lmdb(tmp_path / "bench", entries))

@@ -1,4 +1,4 @@
-"""The benchmarks' metrics: the published implementation's numbers, and which words and branches they cover."""
+"""The benchmarks' metrics: equal to the published implementation's, and of which words and branches."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,9 @@ def test_word_of_punctuation_alone_counts_for_accuracy_94_only() -> None:
 
 
 def test_each_branch_is_scored_alone_and_the_final_answer_is_the_cross_modal_one() -> None:
-    report = score([reading("EXIT", visual="EX1T"), reading("taxi", visual="taxi")], ["EXIT", "taxi"], seconds=1.0)
+    report = score(
+        [reading("EXIT", visual="EX1T"), reading("taxi", visual="taxi")], ["EXIT", "taxi"], seconds=1.0
+    )
     assert report.accuracy_94 == BranchScores(final=100.0, visual=50.0, cross_modal=100.0)
     assert report.accuracy_36 == BranchScores(final=100.0, visual=50.0, cross_modal=100.0)
     assert report.one_minus_ned_36 == BranchScores(final=100.0, visual=87.5, cross_modal=100.0)

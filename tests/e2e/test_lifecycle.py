@@ -1,0 +1,124 @@
+"""From start to end: health on both protocols, metrics after traffic, a clean end, a clear failed start."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from samples.demo import RunningService, Sample, free_ports, running_service
+
+JPEG = {"Content-Type": "image/jpeg"}
+SERVICE = "clip4str.v1.RecognitionService"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/livez", "/readyz", "/startupz", "/v2/health/live", "/v2/health/ready", "/v2/models/clip4str/ready"],
+)
+def test_health_over_rest(rest: httpx.Client, path: str) -> None:
+    assert rest.get(path).status_code == httpx.codes.OK
+
+
+def test_open_inference_model_metadata(rest: httpx.Client) -> None:
+    assert rest.get("/v2/models/clip4str").json()["name"] == "clip4str"
+
+
+def test_openapi_describes_the_recognize_call(rest: httpx.Client) -> None:
+    paths = rest.get("/openapi.json").json()["paths"]
+    content = paths["/v1/recognize"]["post"]["requestBody"]["content"]
+    assert {"application/json", "multipart/form-data", "image/jpeg", "image/png"} <= set(content)
+    assert rest.get("/docs").status_code == httpx.codes.OK
+
+
+@pytest.mark.parametrize("name", ["", SERVICE])
+def test_health_over_grpc(channel: grpc.Channel, name: str) -> None:
+    answer = health_pb2_grpc.HealthStub(channel).Check(
+        health_pb2.HealthCheckRequest(service=name), timeout=60
+    )
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_lists_the_service(channel: grpc.Channel) -> None:
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=60)
+    assert SERVICE in [each.name for each in answer.list_services_response.service]
+
+
+def metrics(service: RunningService) -> dict[tuple[str, ...], float]:
+    """Return (name, label values by label name...) -> value."""
+    families = text_string_to_metric_families(httpx.get(f"{service.metrics}/metrics").text)
+    return {
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_the_traffic(
+    service: RunningService, rest: httpx.Client, samples: list[Sample]
+) -> None:
+    rest.post("/v1/recognize", content=samples[0].content, headers=JPEG).raise_for_status()
+    before = metrics(service)
+    rest.post("/v1/recognize", content=samples[0].content, headers=JPEG).raise_for_status()
+    assert rest.post("/v1/recognize", content=b"nothing", headers=JPEG).is_client_error
+    after = metrics(service)
+
+    def grown(*key: str) -> float:
+        return after[key] - before.get(key, 0.0)
+
+    assert after["clip4str_ready",] == 1
+    assert grown("clip4str_word_confidence_count") == 1
+    assert grown("clip4str_batch_size_count") == 1
+    crops = [name for name in after if name[0] == "clip4str_crops_total"]
+    assert sum(grown(*name) for name in crops) == 2
+    requests = [name for name in after if name[0] == "clip4str_requests_total"]
+    assert sum(grown(*name) for name in requests) == 2
+    assert any(name[0] == "clip4str_build_info" for name in after)
+    assert httpx.get(f"{service.http}/metrics").status_code == httpx.codes.NOT_FOUND
+
+
+def test_sigterm_under_load_finishes_what_was_accepted(samples: list[Sample]) -> None:
+    def post(address: str) -> int | str:
+        files = [("image", (sample.name, sample.content, "image/jpeg")) for sample in samples]
+        try:
+            return httpx.post(f"{address}/v1/recognize", files=files, timeout=60).status_code
+        except httpx.ConnectError:
+            return "refused"  # after the listening socket was closed
+
+    with running_service() as service, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert post(service.http) == httpx.codes.OK
+        answers = [pool.submit(post, service.http) for _ in range(40)]
+        time.sleep(0.3)
+        service.process.send_signal(signal.SIGTERM)
+        statuses = [answer.result() for answer in answers]
+        assert service.process.wait(30) == 0
+    assert set(statuses) <= {httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE, "refused"}
+    assert httpx.codes.OK in statuses
+
+
+def test_missing_model_ends_the_start_with_one_clear_line(tmp_path: Path) -> None:
+    ports = dict(zip(("HTTP", "GRPC", "METRICS"), free_ports(3), strict=True))
+    settings = {f"CLIP4STR_{name}_PORT": str(port) for name, port in ports.items()}
+    missing = str(tmp_path / "missing.safetensors")
+    ended = subprocess.run(
+        [sys.executable, "-m", "clip4str_service"],
+        env={**os.environ, **settings, "CLIP4STR_MODEL": missing},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert missing in ended.stderr
+    assert "Traceback" not in ended.stderr
