@@ -1,1 +1,25 @@
-"""CLIP4STR scene text recognition: reads the word in an image."""
+"""CLIP4STR: read words out of image crops with a visual and a cross-modal branch on CLIP."""
+
+from clip4str.charset import CharsetError
+from clip4str.checkpoint import CheckpointError
+from clip4str.recognizer import (
+    Alternative,
+    BranchReading,
+    Character,
+    ModelInfo,
+    Reading,
+    ReadOptions,
+    Recognizer,
+)
+
+__all__ = [
+    "Alternative",
+    "BranchReading",
+    "Character",
+    "CharsetError",
+    "CheckpointError",
+    "ModelInfo",
+    "ReadOptions",
+    "Reading",
+    "Recognizer",
+]

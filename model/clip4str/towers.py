@@ -1,0 +1,127 @@
+"""CLIP's two encoders as CLIP4STR uses them: every token's feature, not one pooled vector.
+
+The only module that knows open_clip. Parameter names inside `build_clip(...)` are CLIP's own, so published
+weights load without renaming. All CLIP weights run with QuickGELU and heads 64 wide, as the published
+CLIP4STR does even for weights pre-trained otherwise.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import open_clip
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor, nn
+
+from clip4str.charset import BOS, EOS, PAD, character_ids
+from clip4str.config import ModelConfig, TextConfig, VisionConfig
+
+_BPE_START, _BPE_END, _BPE_PAD = 49406, 49407, 0
+
+
+class ConvStem(nn.Module):
+    """A convolutional patch embedding: pixels [N, 3, H, W] -> token map [N, width, rows, columns].
+
+    3x3 convolutions with batch normalisation shrink 32x128 pixels to 2x32 tokens: x2, x2 in both directions,
+    then x2, x2 in height only, so that each column stays narrow enough for one character.
+    """
+
+    def __init__(self, channels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        first, second, third, fourth = channels
+        self.layers = nn.Sequential(
+            *_conv(3, first, stride=2),  # 1/2, 1/2
+            *_conv(first, second, stride=1),
+            *_conv(second, third, stride=2),  # 1/4, 1/4
+            ResidualBlock(third),
+            *_conv(third, fourth, stride=(2, 1)),  # 1/8, 1/4
+            ResidualBlock(fourth),
+            nn.Conv2d(fourth, width, 3, stride=(2, 1), padding=1, bias=False),  # 1/16, 1/4
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.layers(pixels.contiguous(memory_format=torch.channels_last))
+        return features
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around an identity path; shape is unchanged."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_conv(channels, channels, stride=1), *_conv(channels, channels, stride=1)[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.body(x))
+
+
+def _conv(inputs: int, outputs: int, *, stride: int | tuple[int, int]) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def build_clip(vision: VisionConfig, text: TextConfig, embed_dim: int) -> CLIP:
+    """An open_clip CLIP of the given sizes, randomly initialised; `tiny`'s patch embedding is a ConvStem."""
+    clip = CLIP(
+        embed_dim=embed_dim,
+        vision_cfg=CLIPVisionCfg(
+            layers=vision.layers,
+            width=vision.width,
+            head_width=vision.width // vision.heads,
+            patch_size=vision.patch_size,  # type: ignore[arg-type]  # open_clip takes pairs, its annotation says int
+            image_size=vision.image_size,
+            output_tokens=True,
+        ),
+        text_cfg=CLIPTextCfg(
+            context_length=text.positions,
+            vocab_size=text.vocabulary,
+            width=text.width,
+            heads=text.heads,
+            layers=text.layers,
+        ),
+        quick_gelu=True,
+    )
+    if vision.stem_channels:
+        clip.visual.conv1 = ConvStem(vision.stem_channels, vision.width)
+    return clip
+
+
+def encode_image(clip: CLIP, pixels: Tensor) -> Tensor:
+    """Normalised pixels [N, 3, H, W] -> image features [N, S, D]: the class token, then the patches by row."""
+    pooled, tokens = clip.visual(pixels)  # [N, D] projected, [N, S-1, vision width] after ln_post
+    return torch.cat([pooled.unsqueeze(1), tokens @ clip.visual.proj], dim=1)
+
+
+def encode_text(clip: CLIP, tokens: Tensor) -> Tensor:
+    """Caption tokens int64 [N, L] -> text features [N, L, D] of all positions, those after the end included."""
+    length = tokens.shape[1]
+    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+    x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+    features: Tensor = clip.ln_final(x) @ clip.text_projection
+    return features
+
+
+@lru_cache(maxsize=1)
+def _bpe() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer()
+
+
+def tokenize(captions: list[str], config: ModelConfig) -> Tensor:
+    """Captions -> the text encoder's token ids, int64 [N, context_length].
+
+    BPE as CLIP's (cut to fit, the end token kept, padded with 0), or one token a character (`tiny`).
+    """
+    length = config.text.context_length
+    if config.text.tokenizer == "character":
+        rows = [[BOS, *character_ids(caption)[: length - 2], EOS] for caption in captions]
+        pad = PAD
+    else:
+        rows = [[_BPE_START, *_bpe().encode(caption)[: length - 2], _BPE_END] for caption in captions]
+        pad = _BPE_PAD
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows]).view(len(captions), length)
+

@@ -1,0 +1,1 @@
+"""Training CLIP4STR: the permuted objective, the recipe and the loop."""
