@@ -1,0 +1,45 @@
+"""The Debian packages that the fonts of the synthetic word images come from, all under free licences."""
+
+import re
+
+# Chosen for variety: sans, serif, slab, condensed, bold display, script, handwriting, monospace, typewriter,
+# receipt and dot-matrix faces. Every package ships its licence in /usr/share/doc/<package>/copyright.
+PACKAGES: tuple[str, ...] = (
+    "fonts-3270", "fonts-adf-accanthis", "fonts-adf-baskervald", "fonts-adf-berenis", "fonts-adf-gillius",
+    "fonts-adf-ikarius", "fonts-adf-irianis", "fonts-adf-libris", "fonts-adf-mekanus", "fonts-adf-romande",
+    "fonts-adf-solothurn", "fonts-adf-switzera", "fonts-adf-tribun", "fonts-adf-universalis", "fonts-adf-verana",
+    "fonts-agave", "fonts-allerta", "fonts-anonymous-pro", "fonts-apropal", "fonts-arapey",
+    "fonts-averia-gwf", "fonts-averia-sans-gwf", "fonts-averia-serif-gwf", "fonts-b612", "fonts-bajaderka",
+    "fonts-bebas-neue", "fonts-beteckna", "fonts-breip", "fonts-bwht", "fonts-cabin", "fonts-cantarell",
+    "fonts-century-catalogue", "fonts-cherrybomb", "fonts-clear-sans", "fonts-cmu", "fonts-comfortaa",
+    "fonts-comic-neue", "fonts-compagnon", "fonts-courier-prime", "fonts-croscore", "fonts-crosextra-caladea",
+    "fonts-crosextra-carlito", "fonts-dancingscript", "fonts-dejavu-core", "fonts-dejavu-extra",
+    "fonts-dkg-handwriting", "fonts-dosis", "fonts-dotgothic16", "fonts-dustin", "fonts-ebgaramond",
+    "fonts-ecolier-court", "fonts-engadget", "fonts-essays1743", "fonts-eurofurence", "fonts-fantasque-sans",
+    "fonts-fanwood", "fonts-femkeklaver", "fonts-ferrite-core", "fonts-firacode", "fonts-freefont-ttf",
+    "fonts-georgewilliams", "fonts-glasstty", "fonts-gnutypewriter", "fonts-go", "fonts-goudybookletter",
+    "fonts-hack", "fonts-havana", "fonts-hermit", "fonts-humor-sans", "fonts-inconsolata", "fonts-inter",
+    "fonts-isabella", "fonts-jetbrains-mono", "fonts-junction", "fonts-junicode", "fonts-jura",
+    "fonts-karla", "fonts-karmilla", "fonts-kaushanscript", "fonts-kristi", "fonts-lato", "fonts-le-murmure",
+    "fonts-league-mono", "fonts-league-spartan", "fonts-leckerli-one", "fonts-levien-typoscript",
+    "fonts-liberation2", "fonts-lindenhill", "fonts-linuxlibertine", "fonts-lmodern", "fonts-lobster",
+    "fonts-lobstertwo", "fonts-manrope", "fonts-millimetre", "fonts-monofur", "fonts-monoid", "fonts-mononoki",
+    "fonts-national-park", "fonts-ocr-a", "fonts-ocr-b", "fonts-okolaks", "fonts-oldstandard",
+    "fonts-open-sans", "fonts-opendin", "fonts-opendyslexic", "fonts-osifont", "fonts-oxygen",
+    "fonts-paratype", "fonts-play", "fonts-prociono", "fonts-quattrocento", "fonts-quicksand",
+    "fonts-radisnoir", "fonts-roadgeek", "fonts-roboto-slab", "fonts-roboto-unhinted", "fonts-rocknroll",
+    "fonts-routed-gothic", "fonts-rufscript", "fonts-sixtyfour", "fonts-sjfonts", "fonts-solide-mirage",
+    "fonts-sora", "fonts-staypuft", "fonts-stick", "fonts-stix", "fonts-summersby", "fonts-terminus-otb",
+    "fonts-texgyre", "fonts-tiresias", "fonts-tomsontalks", "fonts-tuffy", "fonts-ubuntu-title",
+    "fonts-urw-base35", "fonts-vollkorn", "fonts-yanone-kaffeesatz", "fonts-yrsa-rasa", "fonts-yusei-magic",
+    "texlive-fonts-extra",
+)  # fmt: skip
+
+# Faces of those packages that are no text in Latin letters (symbols, dingbats, braille, sign language, outlines of
+# flags), or whose letters are unusual beyond reading: matched against the file name.
+EXCLUDED = re.compile(
+    r"drm|D050000L|Dingbat|DingBit|Symbol|symbol|Math|math|Emoji|emoji|Awesome|icons|Icons|Countries|asapsym|dantelogo|"
+    r"fraktur|Fraktur|hamnosys|phaistos|fontmfizz|svrsym|Church|missaali|Aboensis|beuron|OCRBX|Initial|yinit|aesupp|"
+    r"punk|Arabian|Uncial|cmun(bi|bl|orm|ovt|ss)?x|semaphor|3dlet|twemoji|Ponomar|Fedorovsk|Pochaevsk|Triod|Menaion|"
+    r"Vilnius|Mezenets|Indiction|Cathisma|Acathist|Voskresensky|Oglavie|Monomakh|Shafarik|Pomorsky|Linotte|frederika"
+)

@@ -1,0 +1,237 @@
+"""Collects fonts, checks which characters each can draw, and hands them out by family.
+
+Collect fonts on a Debian or Ubuntu machine (no root needed; about 700 MB are downloaded):
+
+    python -m clip4str.synth.fonts DEST
+
+Any other folder of .ttf/.otf fonts works as well: it is checked and indexed the first time it is opened.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clip4str.charset import CHARACTERS
+from clip4str.synth.font_packages import EXCLUDED, PACKAGES
+
+_INDEX = "fonts.json"
+_PROBE_SIZE = 48
+_GLYPH_SIZE = 24
+_BUNDLED = ""
+# Mean likeness of lower-case to upper-case glyphs (different letters only) above which a font has one case.
+_ONE_CASE = 0.72
+# What tells the members of one family apart; removed, so that a family of forty weights counts once.
+_STYLE = re.compile(
+    r"\d+|Thin|Hairline|Extra|Ultra|Semi|Demi|Light|Book|Medium|Bold|Black|Heavy|Condensed|Cond|Cn|Narrow|"
+    r"Expanded|Italic|Oblique|Display|Caption|Subhead|Text|Slanted|Unslanted|Regular|OSF|SC|\b(Lt|Md|Lg|Sb|Bk)\b"
+)
+_LETTERS_AND_DIGITS = "".join(c for c in CHARACTERS if c.isalnum())
+# Letters whose two cases differ in shape; the others (Cc, Oo, ...) say nothing about small capitals.
+_TWO_SHAPED = "abdefghlnqrt"
+
+
+class FontError(ValueError):
+    """No usable font where fonts were expected; the message says how to collect some."""
+
+
+@dataclass(frozen=True, slots=True)
+class FontFace:
+    """One font file. `path` is relative to the library's folder ("" is Pillow's bundled font).
+
+    `missing` holds the characters it cannot draw; with `one_case` its lower case looks like its upper case,
+    so that only upper-case labels may be drawn with it.
+    """
+
+    path: str
+    family: str
+    missing: str
+    one_case: bool
+
+    def can_draw(self, label: str) -> bool:
+        """Whether the label can be drawn and read back exactly."""
+        if self.one_case and label != label.upper():
+            return False
+        return not self.missing or not any(c in self.missing for c in label)
+
+
+def _open(path: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    if path is None:
+        font = ImageFont.load_default(size)
+        if not isinstance(font, ImageFont.FreeTypeFont):
+            raise FontError("Pillow was built without FreeType: install a Pillow wheel that has it")
+        return font
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _glyph(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
+    """The character's ink, tight, as a float array [24, 24] in 0..1; None without ink."""
+    image = Image.new("L", (_PROBE_SIZE * 4, _PROBE_SIZE * 3))
+    ImageDraw.Draw(image).text((_PROBE_SIZE, _PROBE_SIZE * 2), character, fill=255, font=font, anchor="ls")
+    box = image.getbbox()
+    if box is None:
+        return None
+    # The shape keeps a hint of its aspect: l and - must not both become a full square.
+    tall, wide = box[3] - box[1], box[2] - box[0]
+    scale = _GLYPH_SIZE / max(tall, wide)
+    size = (max(1, round(wide * scale)), max(1, round(tall * scale)))
+    glyph = Image.new("L", (_GLYPH_SIZE, _GLYPH_SIZE))
+    corner = ((_GLYPH_SIZE - size[0]) // 2, (_GLYPH_SIZE - size[1]) // 2)
+    glyph.paste(image.crop(box).resize(size, Image.Resampling.BOX), corner)
+    return np.asarray(glyph, dtype=np.float32) / 255.0
+
+
+def _likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of two glyphs, -1..1."""
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / norm if norm > 0 else 0.0
+
+
+def inspect(path: Path | None) -> tuple[str, str, bool] | None:
+    """(family, missing characters, one case) of a font file; None if it cannot be read or is no text font."""
+    try:
+        font = _open(path, _PROBE_SIZE)
+        unknown = _glyph(font, "\U0010fffd")
+        glyphs = {c: _glyph(font, c) for c in CHARACTERS}
+    except (OSError, ValueError):
+        return None
+    found = {
+        c: g
+        for c, g in glyphs.items()
+        if g is not None and not (unknown is not None and np.array_equal(g, unknown))
+    }
+    missing = "".join(c for c in CHARACTERS if c not in found)
+    if any(c in missing for c in _LETTERS_AND_DIGITS):
+        return None
+    one_case = float(np.mean([_likeness(found[c], found[c.upper()]) for c in _TWO_SHAPED])) > _ONE_CASE
+    name = font.getname()[0] or (path.stem if path else "bundled")
+    return _STYLE.sub("", name).strip(" -") or name, missing, one_case
+
+
+class FontLibrary:
+    """The fonts of a folder, drawn by family so that large families do not crowd out the others."""
+
+    def __init__(self, folder: Path | None, faces: list[FontFace]) -> None:
+        self._folder = folder
+        families: dict[str, list[FontFace]] = {}
+        for face in faces:
+            families.setdefault(face.family, []).append(face)
+        self.families: tuple[tuple[FontFace, ...], ...] = tuple(tuple(f) for _, f in sorted(families.items()))
+        self._loaded: dict[tuple[str, int], ImageFont.FreeTypeFont] = {}
+
+    @classmethod
+    def open(cls, folder: Path | None) -> "FontLibrary":
+        """Open a folder of fonts, indexing it the first time. None means the one font that Pillow ships.
+
+        Raises FontError where the folder does not exist or holds no usable font.
+        """
+        if folder is None:
+            return cls(None, [FontFace(_BUNDLED, "bundled", "", False)])
+        how = "collect fonts with: python -m clip4str.synth.fonts DEST"
+        if not folder.is_dir():
+            raise FontError(f"the fonts folder {folder} does not exist; {how}")
+        index = folder / _INDEX
+        if not index.is_file():
+            index_fonts(folder)
+        try:
+            faces = [FontFace(**entry) for entry in json.loads(index.read_text(encoding="utf-8"))]
+        except (ValueError, TypeError) as error:
+            raise FontError(
+                f"the font index {index} is damaged ({error}); delete it to have it made again"
+            ) from error
+        if not faces:
+            raise FontError(f"the fonts folder {folder} holds no usable .ttf or .otf font; {how}")
+        return cls(folder, faces)
+
+    def load(self, face: FontFace, size: int) -> ImageFont.FreeTypeFont:
+        """The face at a size in pixels; kept open, as opening costs more than drawing a word."""
+        key = (face.path, size)
+        font = self._loaded.get(key)
+        if font is None:
+            path = self._folder / face.path if self._folder is not None else None
+            font = self._loaded[key] = _open(path, size)
+        return font
+
+    def choose(self, label: str, rng: np.random.Generator) -> FontFace | None:
+        """A face that can draw the label: a family first, then a face of it. None after many failed tries."""
+        for _ in range(64):
+            family = self.families[int(rng.random() * len(self.families))]
+            face = family[int(rng.random() * len(family))]
+            if face.can_draw(label):
+                return face
+        return None
+
+
+def index_fonts(folder: Path) -> int:
+    """Check every .ttf/.otf file below the folder and write its index; returns the number of usable faces."""
+    faces = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".ttf", ".otf")):
+        if EXCLUDED.search(path.name):
+            continue
+        facts = inspect(path)
+        if facts is not None:
+            faces.append(FontFace(str(path.relative_to(folder)), *facts))
+    (folder / _INDEX).write_text(json.dumps([asdict(face) for face in faces], indent=0), encoding="utf-8")
+    return len(faces)
+
+
+def collect(destination: Path) -> int:
+    """Download the Debian packages, unpack their fonts and licences, and index them; returns the faces kept.
+
+    Raises FontError where the Debian tools are absent or a download fails.
+    """
+    for tool in ("apt-get", "dpkg-deb", "tar"):
+        if shutil.which(tool) is None:
+            raise FontError(
+                f"{tool} was not found: collecting needs a Debian or Ubuntu machine; any folder of fonts works"
+            )
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=folder, check=True)
+            for package in sorted(Path(folder).glob("*.deb")):
+                _unpack(package, destination / re.sub(r"_.*", "", package.name))
+        except subprocess.CalledProcessError as error:
+            raise FontError(
+                f"{error.cmd[0]} failed (exit status {error.returncode}); see its output above"
+            ) from error
+    return index_fonts(destination)
+
+
+def _unpack(package: Path, destination: Path) -> None:
+    """The fonts and the licence of one package, flat in one folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["dpkg-deb", "-x", str(package), folder], check=True)
+        destination.mkdir(exist_ok=True)
+        for path in sorted(Path(folder).rglob("*")):
+            wanted = path.suffix.lower() in (".ttf", ".otf") or path.name == "copyright"
+            if wanted and path.is_file() and not path.is_symlink():
+                shutil.copyfile(path, destination / path.name)
+
+
+def main() -> None:
+    """Command line: collect fonts into a folder."""
+    parser = argparse.ArgumentParser(
+        description="Collect free fonts for synthetic word images (Debian, Ubuntu)."
+    )
+    parser.add_argument(
+        "destination", type=Path, metavar="DEST", help="folder for the fonts, outside the repository"
+    )
+    destination = parser.parse_args().destination
+    try:
+        kept = collect(destination)
+    except FontError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{kept} usable fonts in {destination}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Draws the labels of synthetic word images: words, numbers, codes and random strings of 1-25 characters."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+import wordfreq
+
+from clip4str.charset import CHARACTERS
+
+_T = TypeVar("_T")
+
+_LONGEST = 25
+_DIGITS = "0123456789"
+_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_LOWER = _UPPER.lower()
+_SYMBOLS = "".join(c for c in CHARACTERS if not c.isalnum())
+
+# Words per language; the share of each language among the words drawn.
+_LANGUAGES = {"en": (60_000, 0.85), "de": (15_000, 0.05), "fr": (15_000, 0.05), "es": (15_000, 0.05)}
+# Frequencies are flattened by this power: rare words must be seen too, common ones still come more often.
+_FLATTEN = 0.5
+
+_UNITS = ("kg", "g", "mg", "ml", "l", "cm", "mm", "m", "km", "KM", "W", "V", "Hz", "GB", "MB", "pcs", "PCS", "lbs", "oz",
+          "ft", "in", "hrs", "am", "pm", "AM", "PM", "st", "nd", "rd", "th", "x", "X", "K", "M", "C", "F")  # fmt: skip
+_CURRENCIES = ("$", "$", "$", "RM", "US$", "S$", "EUR", "USD", "GBP", "Rs.", "RM")
+_FORM_WORDS = ("No.", "NO.", "No:", "TEL:", "Tel:", "Tel.", "FAX:", "Fax:", "Date:", "DATE:", "Time:", "Total:", "TOTAL",
+               "Total", "Amount", "AMOUNT", "Qty", "QTY", "Price", "Tax", "TAX", "GST", "VAT", "Cash", "CASH", "Change",
+               "CHANGE", "Invoice", "INVOICE", "Receipt", "RECEIPT", "Subtotal", "Sub-total", "SUBTOTAL", "Item", "ITEM",
+               "Desc", "Description", "Disc", "Balance", "Due", "Visa", "VISA", "Bill", "Table", "Cashier", "CASHIER",
+               "Dr.", "Mr.", "Mrs.", "Ms.", "Inc.", "INC.", "Co.", "Ltd.", "LTD", "St.", "Ave.", "P.O.", "Box", "Re:", "RE:",
+               "cc:", "TO:", "To:", "FROM:", "From:", "By:", "by", "Name:", "NAME", "Address:", "Phone:", "ID:", "Ref:",
+               "etc.", "i.e.", "e.g.", "vs.", "a.m.", "p.m.", "N/A", "n/a", "R&D", "A/C", "c/o", "w/o", "#", "%", "&",
+               "@", "-", "--", "*", "/", ":", "(", ")", "+", "=", "$", "?", "!", "...", "x", "X")  # fmt: skip
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DOMAINS = ("com", "org", "net", "co.uk", "de", "fr", "edu", "gov", "io", "com.my", "com.sg", "info")
+
+
+@cache
+def _vocabulary(language: str, count: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Words in lower case of a language, ASCII only, and their cumulative flattened probabilities."""
+    allowed = set(_LOWER + "'-")
+    words = [w for w in wordfreq.top_n_list(language, count) if set(w) <= allowed and len(w) <= _LONGEST]
+    weights = np.array([wordfreq.word_frequency(w, language) for w in words]) ** _FLATTEN
+    return tuple(words), np.cumsum(weights / weights.sum())
+
+
+class Lexicon:
+    """Labels for word images, reproducible from the generator passed in.
+
+    `draw(max_length)` returns one label of 1..max_length printable ASCII characters (no space).
+    The mixture: about two thirds natural words in several case patterns, some with punctuation attached;
+    the rest numbers, prices, dates, codes, addresses, form words, single characters and random strings.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._languages = tuple(_LANGUAGES)
+        self._vocabularies = {name: _vocabulary(name, count) for name, (count, _) in _LANGUAGES.items()}
+        self._language_edges = np.cumsum([share for _, share in _LANGUAGES.values()])
+        kinds: tuple[tuple[float, Callable[[], str]], ...] = (
+            (0.58, self._word),
+            (0.07, self._punctuated_word),
+            (0.02, self._compound),
+            (0.05, self._number),
+            (0.045, self._price),
+            (0.025, self._date_or_time),
+            (0.02, self._telephone),
+            (0.035, self._code),
+            (0.015, self._measure),
+            (0.015, self._address),
+            (0.03, self._form_word),
+            (0.015, self._initials),
+            (0.02, self._single),
+            (0.06, self._random),
+        )
+        self._makers = tuple(maker for _, maker in kinds)
+        self._edges = np.cumsum([share for share, _ in kinds])
+        self._edges /= self._edges[-1]
+
+    def draw(self, max_length: int = _LONGEST) -> str:
+        """One label of 1..max_length characters. Raises ValueError if max_length is not within 1..25."""
+        if not 1 <= max_length <= _LONGEST:
+            raise ValueError(f"max_length must be within 1..{_LONGEST}, got {max_length}")
+        # A label that is too long is drawn again; after some tries a short random one stands in for it.
+        for _ in range(8):
+            label = self._makers[int(np.searchsorted(self._edges, self._rng.random(), side="right"))]()
+            if 1 <= len(label) <= max_length:
+                return label
+        return self._letters(_LOWER + _UPPER + _DIGITS, 1, max_length)
+
+    # -- pieces --------------------------------------------------------------------------------------------
+
+    def _pick(self, items: Sequence[_T]) -> _T:
+        return items[int(self._rng.random() * len(items))]
+
+    def _int(self, low: int, high: int) -> int:
+        """An integer within low..high, both included."""
+        return low + int(self._rng.random() * (high - low + 1))
+
+    def _chance(self, share: float) -> bool:
+        return self._rng.random() < share
+
+    def _letters(self, alphabet: str, low: int, high: int) -> str:
+        return "".join(self._pick(alphabet) for _ in range(self._int(low, high)))
+
+    def _lower_word(self) -> str:
+        language = self._languages[min(int(np.searchsorted(self._language_edges, self._rng.random())), 3)]
+        words, edges = self._vocabularies[language]
+        return words[min(int(np.searchsorted(edges, self._rng.random())), len(words) - 1)]
+
+    def _cased(self, word: str) -> str:
+        u = self._rng.random()
+        if u < 0.36:
+            return word.upper()
+        if u < 0.66:
+            return word
+        if u < 0.97:
+            return word[0].upper() + word[1:]
+        return "".join(c.upper() if self._chance(0.5) else c for c in word)
+
+    # -- kinds ---------------------------------------------------------------------------------------------
+
+    def _word(self) -> str:
+        return self._cased(self._lower_word())
+
+    def _punctuated_word(self) -> str:
+        word = self._word()
+        u = self._rng.random()
+        if u < 0.50:
+            return word + self._pick((",", ".", ".", ",", ":", ":", ";", "!", "?", "...", "!!", "*"))
+        if u < 0.62:
+            opening, closing = self._pick(("()", "()", '""', "''", "[]", "<>", "{}"))
+            return opening + word + closing
+        if u < 0.74:
+            return self._pick(("(", '"', "'", "#", "*", "-", "@", "/", "&", "+", "~", "_")) + word
+        if u < 0.82:
+            return word + self._pick((")", '"', "'", "),", ").", '."', ":", "/", "-", "%"))
+        suffix = self._pick(("'s", "'s", "'ll", "n't", "'re", "'d", "s'"))
+        return word + (suffix.upper() if word.isupper() else suffix)
+
+    def _compound(self) -> str:
+        first, second = self._lower_word(), self._lower_word()
+        joined = first + self._pick(("-", "-", "-", "/", "/", "&", "_", ".", "+", "")) + second
+        return self._cased(joined) if self._chance(0.7) else first.capitalize() + second.capitalize()
+
+    def _number(self) -> str:
+        digits = self._letters(_DIGITS, 1, self._pick((1, 2, 2, 3, 4, 4, 6, 8, 13)))
+        u = self._rng.random()
+        if u < 0.65:
+            return digits
+        if u < 0.75:
+            return f"{int(digits):,}"
+        if u < 0.90:
+            return digits[:3] + self._pick((".", ".", "%", ",", "/", "-", "+", ":", ")", "th", "X", "x"))
+        return self._pick(("#", "-", "+", "(", "No.", "0", "x", "*", "$")) + digits[:5]
+
+    def _price(self) -> str:
+        amount = self._rng.random() ** 3 * self._pick((10, 100, 100, 1000, 10_000))
+        text = f"{amount:,.2f}" if self._chance(0.8) else f"{amount:.{self._int(0, 3)}f}"
+        if self._chance(0.08):
+            text = text.replace(".", ",") if "," not in text else text
+        u = self._rng.random()
+        if u < 0.60:
+            return text
+        if u < 0.85:
+            return self._pick(_CURRENCIES) + text
+        return text + self._pick(("%", "SR", "ZR", "S", "T", "-", "*", "/-", "A", ",", ".", "EUR", "$"))
+
+    def _date_or_time(self) -> str:
+        day, month, year = self._int(1, 31), self._int(1, 12), self._int(1950, 2035)
+        hour, minute, second = self._int(0, 23), self._int(0, 59), self._int(0, 59)
+        forms = (
+            f"{day:02d}/{month:02d}/{year}", f"{day:02d}-{month:02d}-{year}", f"{day}/{month}/{year % 100:02d}",
+            f"{month}-{day}-{year % 100:02d}", f"{year}-{month:02d}-{day:02d}", f"{day:02d}.{month:02d}.{year}",
+            f"{day}-{_MONTHS[month - 1]}-{year % 100:02d}", f"{_MONTHS[month - 1]}.{day}", str(year), f"'{year % 100:02d}",
+            f"{hour:02d}:{minute:02d}", f"{hour}:{minute:02d}", f"{hour:02d}:{minute:02d}:{second:02d}",
+            f"{hour % 12 or 12}:{minute:02d}{self._pick(('AM', 'PM', 'am', 'pm'))}", f"{hour % 12 or 12}{self._pick(('am', 'pm'))}",
+            f"{year}-{year % 100 + 1:02d}", f"{day},", f"{_MONTHS[month - 1].upper()}{day:02d}",
+        )  # fmt: skip
+        return self._pick(forms)
+
+    def _telephone(self) -> str:
+        def digits(n: int) -> str:
+            return self._letters(_DIGITS, n, n)
+
+        forms = (
+            f"{digits(3)}-{digits(4)}", f"({digits(3)})", f"{digits(3)}-{digits(3)}-{digits(4)}", f"{digits(4)}-{digits(4)}",
+            f"({digits(3)}){digits(3)}-{digits(4)}", f"0{digits(1)}-{digits(8)}", f"+{digits(2)}-{digits(9)}",
+            f"1-800-{digits(3)}-{digits(4)}", f"{digits(3)}.{digits(3)}.{digits(4)}", f"TEL:0{digits(1)}-{digits(7)}",
+        )  # fmt: skip
+        return self._pick(forms)
+
+    def _code(self) -> str:
+        u = self._rng.random()
+        if u < 0.35:
+            return self._letters(_UPPER, 1, 3) + self._letters(_DIGITS, 1, 9)
+        if u < 0.55:
+            return self._letters(_UPPER + _DIGITS, 3, 12)
+        if u < 0.70:
+            return "-".join(self._letters(_UPPER + _DIGITS, 1, 5) for _ in range(self._int(2, 3)))
+        if u < 0.80:
+            return f"({self._letters(_DIGITS, 3, 9)}{self._pick(('', '-'))}{self._pick(_UPPER)})"
+        if u < 0.90:
+            return self._letters(_DIGITS, 1, 4) + self._letters(_UPPER, 1, 2)
+        return f"#{self._letters(_DIGITS, 2, 2)}-{self._letters(_DIGITS, 2, 3)}"
+
+    def _measure(self) -> str:
+        value = str(self._int(1, 999)) if self._chance(0.7) else f"{self._rng.random() * 100:.1f}"
+        return value + self._pick(_UNITS)
+
+    def _address(self) -> str:
+        name, domain = self._lower_word(), self._pick(_DOMAINS)
+        forms = (f"www.{name}.{domain}", f"{name}.{domain}", f"{self._lower_word()}@{name}.{domain}", f"http://{name}.{domain}",
+                 f"@{name}", f"#{name}", "https://", f"{name}.html", f"/{name}")  # fmt: skip
+        text = self._pick(forms)
+        return text.upper() if self._chance(0.2) else text
+
+    def _form_word(self) -> str:
+        return self._pick(_FORM_WORDS)
+
+    def _initials(self) -> str:
+        letters = self._letters(_UPPER, 1, 4)
+        return ".".join(letters) + "." if self._chance(0.6) else letters
+
+    def _single(self) -> str:
+        u = self._rng.random()
+        return self._pick(_UPPER if u < 0.4 else _DIGITS if u < 0.65 else _LOWER if u < 0.85 else _SYMBOLS)
+
+    def _random(self) -> str:
+        # Short strings come more often, as in real labels; every length up to the longest still occurs.
+        high = max(1, round(_LONGEST * self._rng.random() ** 1.5))
+        return self._letters(CHARACTERS if self._chance(0.7) else _UPPER + _LOWER, high, high)

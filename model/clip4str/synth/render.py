@@ -1,0 +1,92 @@
+"""Draws one word in one font as a tight glyph mask on a fixed canvas (CPU, FreeType through Pillow)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clip4str.synth.fonts import FontLibrary
+
+#: Height and width of a mask in pixels; finer than the 32x128 crops, so that warping does not blur them.
+MASK_SIZE = (40, 160)
+# Sizes in pixels at which faces are opened; a few only, as every one kept open costs memory.
+_FONT_SIZES = (40, 56)
+# A box narrower than this (width / height) gets room at its sides: nobody crops an "l" to its ink alone.
+_LEAST_ASPECT = 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class WordMask:
+    """A drawn word.
+
+    `coverage` is uint8 [40, 160], 255 where ink covers the pixel, the word squeezed to fill the canvas;
+    `aspect` is the width of the word's box over its height before it was squeezed.
+    """
+
+    coverage: np.ndarray
+    aspect: float
+
+
+def render_word(label: str, fonts: FontLibrary, rng: np.random.Generator) -> WordMask | None:
+    """Draw the label in a font chosen at random; None where no font can draw it (draw another label then)."""
+    face = fonts.choose(label, rng)
+    if face is None:
+        return None
+    font = fonts.load(face, _FONT_SIZES[int(rng.random() * len(_FONT_SIZES))])
+    return draw_word(label, font, rng)
+
+
+def draw_word(label: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> WordMask | None:
+    """Draw the label in the font given, with random spacing, weight, stretch and underline; None without ink."""
+    size = int(font.size)
+    pad = size // 2
+    stroke = float(rng.uniform(0.3, 1.2)) * size / 40 if rng.random() < 0.08 else 0.0
+    spaced = len(label) > 1 and rng.random() < 0.3
+    tracking = float(rng.choice((-0.04, 0.06, 0.12, 0.2, 0.35, 0.6))) * size if spaced else 0.0
+    bounce = float(rng.uniform(0.02, 0.1)) * size if rng.random() < 0.05 else 0.0
+    wide = int(font.getlength(label) + max(tracking, 0.0) * len(label)) + 4 * pad
+    baseline = 2 * size
+    image = Image.new("L", (wide, 3 * size))
+    draw = ImageDraw.Draw(image)
+    if tracking or bounce:
+        x = float(2 * pad)
+        for character in label:
+            y = baseline + (bounce * float(rng.standard_normal()) if bounce else 0.0)
+            draw.text((x, y), character, fill=255, font=font, anchor="ls", stroke_width=stroke)
+            x += font.getlength(character) + tracking
+    else:
+        draw.text((2 * pad, baseline), label, fill=255, font=font, anchor="ls", stroke_width=stroke)
+    box = image.getbbox()
+    if box is None:
+        return None
+    left, top, right, bottom = box
+    if rng.random() < 0.03:
+        thick = max(1, round(size * float(rng.uniform(0.03, 0.08))))
+        y = max(baseline + round(size * float(rng.uniform(0.06, 0.2))), baseline + 2)
+        draw.rectangle((left - pad // 2, y, right + pad // 2, y + thick), fill=255)
+        bottom = max(bottom, y + thick + 1)
+    top, bottom = _line_box(top, bottom, baseline, size, rng)
+    least = round((bottom - top) * _LEAST_ASPECT)
+    if right - left < least:
+        left -= (least - (right - left)) // 2
+        right = left + least
+    high, across = MASK_SIZE
+    word = image.resize(
+        (across, high), Image.Resampling.BILINEAR, box=(max(left, 0), top, min(right, wide), bottom)
+    )
+    stretch = float(np.exp(rng.uniform(-0.35, 0.35))) if rng.random() < 0.25 else 1.0
+    return WordMask(np.asarray(word, dtype=np.uint8), (right - left) / (bottom - top) * stretch)
+
+
+def _line_box(top: int, bottom: int, baseline: int, size: int, rng: np.random.Generator) -> tuple[int, int]:
+    """The vertical extent of the crop: the ink, often reaching up to the line's height as annotators draw it.
+
+    Marks such as "-" or "." would fill the crop as a bar otherwise, and lose what tells them apart.
+    """
+    line_top, line_bottom = baseline - round(0.72 * size), baseline + round(0.02 * size)
+    small = bottom - top < 0.42 * size
+    if rng.random() < (0.75 if small else 0.2):
+        reach = float(rng.uniform(0.5, 1.0)) if small else float(rng.random())
+        top = min(top, round(top + (line_top - top) * reach))
+        bottom = max(bottom, round(bottom + (line_bottom - bottom) * reach))
+    return top, bottom

@@ -1,0 +1,45 @@
+"""Synthetic word images one can look at: contact sheets, and folders of images with labels.tsv."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from clip4str.synth.stream import WordStream
+
+
+def contact_sheet(images: Tensor, labels: Sequence[str], path: Path, columns: int = 8) -> None:
+    """Write crops uint8 [N, 3, H, W] with their labels underneath as one PNG."""
+    n, _, high, wide = images.shape
+    cell_w, cell_h = wide + 6, high + 16
+    rows = -(-n // columns)
+    sheet = Image.new("RGB", (columns * cell_w, rows * cell_h), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(10)
+    for k in range(n):
+        x, y = k % columns * cell_w + 3, k // columns * cell_h + 2
+        sheet.paste(Image.fromarray(images[k].permute(1, 2, 0).cpu().numpy()), (x, y))
+        draw.text((x, y + high), labels[k], fill="black", font=font)
+    sheet.save(path)
+
+
+def write_dataset(out_dir: Path, count: int, seed: int, fonts: Path | None) -> None:
+    """Write `count` synthetic crops as PNG files and labels.tsv (file name, tab, text) into a folder.
+
+    Raises ValueError if count is below 1, FontError if the fonts folder holds no usable font.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    stream = iter(WordStream(fonts, seed=seed, batch_size=min(count, 64), pool_size=4096, reuse=1))
+    written = 0
+    with (out_dir / "labels.tsv").open("w", encoding="utf-8", newline="\n") as table, torch.inference_mode():
+        while written < count:
+            batch = next(stream)
+            for image, label in zip(batch.images[: count - written], batch.labels, strict=False):
+                name = f"{written:06d}.png"
+                Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(out_dir / name)
+                table.write(f"{name}\t{label}\n")
+                written += 1
