@@ -83,7 +83,7 @@ def paper(sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> ND
     blotches = Image.fromarray(rng.normal(0.0, 1.0, (height // 12 + 2, width // 12 + 2)).astype(np.float32))
     texture = np.asarray(blotches.resize(size, Image.Resampling.BICUBIC))[..., None]
     across = np.linspace(-0.5, 0.5, width)[None, :, None] * rng.choice((-1, 1))
-    ground = np.asarray(sample.paper) * (1 + sample.light * across) + 6 * texture
+    ground: NDArray[np.float64] = np.asarray(sample.paper) * (1 + sample.light * across) + 6 * texture
     return ground.clip(0, 255).astype(np.uint8)
 
 

@@ -79,14 +79,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(arguments: argparse.Namespace) -> None:
-    from clip4str.image import open_image
+    from clip4str.datasets import decode_image
     from clip4str.recognizer import Recognizer
 
     recognizer = Recognizer.load(arguments.model)
     if not arguments.json:
         print(f"{'text':<26}{'confidence':<12}{'visual':<26}{'cross-modal':<26}image")
     for paths in _batches(arguments.images, READ_BATCH):
-        images = [open_image(path) for path in paths]
+        images = [decode_image(path.read_bytes(), str(path)) for path in paths]
         readings = recognizer.read(images, top_k=arguments.top_k, charset=arguments.charset)
         for path, reading in zip(paths, readings, strict=True):
             if arguments.json:

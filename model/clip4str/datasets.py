@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 import lmdb
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clip4str.charset import CHARACTERS, adapt
 
@@ -29,6 +30,22 @@ def clean_label(raw: str) -> str | None:
     if len(folded) > MAX_LENGTH:
         return None
     return adapt(folded, CHARACTERS) or None
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """Decode an image file's bytes, upright by its EXIF orientation, 16-bit grey scaled to 8 bits.
+
+    Raises:
+        DatasetError: it is no image, or a broken one; `name` is what the message calls it.
+    """
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+        raise DatasetError(f"{name} is not a readable image ({reason})") from error
+    if image.mode.startswith("I;16"):  # converting to RGB would clip, not scale
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 class WordSet(ABC):
@@ -64,17 +81,10 @@ class WordSet(ABC):
         """
         key = self._keys[index]
         try:
-            image = Image.open(io.BytesIO(self._read(key)))
-            image.load()
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-        ) as error:
-            raise DatasetError(f"{self.name}: {key} is not a readable image ({error})") from error
-        return image
+            content = self._read(key)
+        except OSError as error:
+            raise DatasetError(f"{self.name}: {key} cannot be read ({error})") from error
+        return decode_image(content, f"{self.name}: {key}")
 
     @abstractmethod
     def _read(self, key: str) -> bytes:

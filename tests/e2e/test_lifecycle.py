@@ -42,16 +42,16 @@ def test_openapi_describes_the_recognize_call(rest: httpx.Client) -> None:
 
 @pytest.mark.parametrize("name", ["", SERVICE])
 def test_health_over_grpc(channel: grpc.Channel, name: str) -> None:
-    answer = health_pb2_grpc.HealthStub(channel).Check(
-        health_pb2.HealthCheckRequest(service=name), timeout=60
-    )
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=name)
+    answer = stub.Check(request, timeout=60)  # type: ignore[attr-defined]  # typeshed leaves it out
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_reflection_lists_the_service(channel: grpc.Channel) -> None:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=60)
+    (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=60)  # type: ignore[operator]  # as above
     assert SERVICE in [each.name for each in answer.list_services_response.service]
 
 

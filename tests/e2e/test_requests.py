@@ -109,6 +109,7 @@ def reason(rpc: RecognitionServiceStub, request: pb.RecognizeRequest) -> tuple[g
     """Return the status code and the ErrorInfo reason of a call that fails."""
     with pytest.raises(grpc.RpcError) as caught:
         rpc.Recognize(request, timeout=60)
+    assert isinstance(caught.value, grpc.Call)
     status = rpc_status.from_call(caught.value)
     info = error_details_pb2.ErrorInfo()
     assert status is not None
