@@ -1,0 +1,200 @@
+"""The training loop: synthetic words in, a model file out; stops and goes on from its saved state."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from clip4str import checkpoint
+from clip4str.charset import encode
+from clip4str.config import VARIANTS
+from clip4str.datasets import open_set
+from clip4str.evaluation import score
+from clip4str.model import CLIP4STR, init_decoder
+from clip4str.recognizer import Reading, ReadOptions, Recognizer
+from clip4str.runtime import resolve_device
+from clip4str.synth.stream import Curriculum, Stage, SyntheticBatch, WordStream
+from clip4str.training.auxiliary import ColumnClassifier
+from clip4str.training.objective import ObjectiveOptions, permutations, permuted_losses
+from clip4str.training.recipe import Recipe, read_recipe
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """One run of a recipe. Its state file lets a stopped run go on."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.device = resolve_device(None)
+        self.model = _initial_model(recipe).to(self.device).train()
+        self.columns = ColumnClassifier(self.model.config).to(self.device)
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self.optimizer = torch.optim.AdamW(_groups(recipe, self.model, self.columns), betas=(0.9, 0.98), eps=1e-6)
+        self.samples = 0
+        self.started_at = 0
+        recipe.output.mkdir(parents=True, exist_ok=True)
+        if self._state_file.exists():
+            self._restore()
+
+    @property
+    def _state_file(self) -> Path:
+        return self.recipe.output / "state.pt"
+
+    def run(self) -> None:
+        """Train to the recipe's end; write `model.safetensors` there and at each validation."""
+        recipe = self.recipe
+        batches = self._batches()
+        totals: dict[str, float] = {}
+        steps, started = 0, time.perf_counter()
+        while self.samples < recipe.samples:
+            for name, value in self.step(next(batches)).items():
+                totals[name] = totals.get(name, 0.0) + value
+            steps += 1
+            before = self.samples - recipe.batch_size
+            if _crossed(before, self.samples, recipe.save_every):
+                self._save()
+                elapsed = time.perf_counter() - started
+                means = {name: round(value / steps, 4) for name, value in totals.items()}
+                self._record({"crops_per_second": round(steps * recipe.batch_size / elapsed, 1), **means})
+                totals, steps, started = {}, 0, time.perf_counter()
+            if _crossed(before, self.samples, recipe.validate_every) or self.samples >= recipe.samples:
+                self._export()
+                self._record(self.validate())
+                started = time.perf_counter()
+
+    def step(self, batch: SyntheticBatch) -> dict[str, float]:
+        """One optimiser step; returns its losses."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * self._schedule()
+        targets = encode(batch.labels).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
+            features = self.model.encode_image(self.model.normalize(batch.images))
+            losses = {"columns": self.columns.loss(features, targets)}
+            total = losses["columns"]
+            if self.samples >= recipe.encoder_only:
+                rng = np.random.default_rng((recipe.seed, self.samples))
+                orders = permutations(targets.shape[1] - 2, recipe.permutations, rng)
+                branches = permuted_losses(self.model, features, targets, orders, ObjectiveOptions())
+                losses |= {"visual": branches.visual, "cross_modal": branches.cross_modal}
+                total = branches.total + recipe.column_loss_weight * losses["columns"]
+        total.backward()
+        losses["gradient_norm"] = nn.utils.clip_grad_norm_(self._parameters(), recipe.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(self.model)
+        self.samples += len(batch.labels)
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def validate(self) -> dict[str, float]:
+        """accuracy_36 of the averaged weights on the first crops of each validation set, in percent."""
+        recognizer = Recognizer.load(str(self.recipe.output / "model.safetensors"), device=str(self.device))
+        results: dict[str, float] = {}
+        for path in self.recipe.validation:
+            words = open_set(path)
+            rows = np.linspace(0, len(words) - 1, min(self.recipe.validation_crops, len(words))).astype(int)
+            readings: list[Reading] = []
+            for chunk in np.array_split(rows, max(1, len(rows) // 64)):
+                crops = [recognizer.prepare(words.image(int(row))) for row in chunk]
+                readings += recognizer.read_prepared(crops, [ReadOptions()] * len(crops))
+            report = score(readings, [words.labels[row] for row in rows], 1.0)
+            results[words.name] = round(report.accuracy_36.final, 1)
+            results[words.name + " visual"] = round(report.accuracy_36.visual, 1)
+        return results
+
+    def _batches(self) -> Iterator[SyntheticBatch]:
+        recipe = self.recipe
+        full = max(1, recipe.full_difficulty_at)
+        reached = min(1.0, self.samples / full)
+        length = round(recipe.start_length + reached * (self.model.config.max_length - recipe.start_length))
+        difficulty = recipe.start_difficulty + reached * (1 - recipe.start_difficulty)
+        stages = [Stage(0, length, difficulty)]
+        if reached < 1:
+            stages.append(Stage(full - self.samples, self.model.config.max_length, 1.0))
+        stream = WordStream(
+            recipe.fonts,
+            seed=recipe.seed + self.samples,  # a continued run sees new words
+            batch_size=recipe.batch_size,
+            curriculum=Curriculum(tuple(stages)),
+        )
+        loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=16)
+        return iter(loader)
+
+    def _schedule(self) -> float:
+        """Learning rate factor: linear warm-up, constant, linear decay to 0.01."""
+        recipe = self.recipe
+        warm = (self.samples + recipe.batch_size) / max(1, recipe.warmup)
+        left = (recipe.samples - self.samples) / max(1, recipe.decay)
+        return max(0.01, min(1.0, warm, left))
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _export(self) -> None:
+        averaged = self.ema.module
+        assert isinstance(averaged, CLIP4STR)
+        checkpoint.save(self.recipe.output / "model.safetensors", averaged)
+
+    def _record(self, values: dict[str, float]) -> None:
+        line = json.dumps({"samples": self.samples, **values})
+        log.info(line)
+        with (self.recipe.output / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "columns": self.columns.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "samples": self.samples,
+        }
+        partial = self._state_file.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._state_file)
+
+    def _restore(self) -> None:
+        state = torch.load(self._state_file, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.columns.load_state_dict(state["columns"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.samples = state["samples"]
+
+
+def train(recipe_file: Path) -> None:
+    """Run a recipe file. Raises RecipeError, CheckpointError, FontError or DatasetError for what is wrong with it."""
+    Trainer(read_recipe(recipe_file)).run()
+
+
+def _initial_model(recipe: Recipe) -> CLIP4STR:
+    if recipe.init is not None:
+        return checkpoint.build(checkpoint.load(recipe.init))
+    model = CLIP4STR(VARIANTS[recipe.variant])
+    init_decoder(model.visual_decoder)
+    init_decoder(model.cross_decoder)
+    return model
+
+
+def _groups(recipe: Recipe, *modules: nn.Module) -> list[dict[str, object]]:
+    """Weight decay for matrices and kernels only."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _crossed(before: int, after: int, interval: int) -> bool:
+    return before // interval != after // interval
