@@ -5,6 +5,7 @@ Only the command that runs imports what it needs, so that `--help` answers at on
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,17 +24,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except _bad_input_errors() as error:  # evaluated, and so imported, only when something was raised
-        print(f"clip4str {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    except ModuleNotFoundError as error:
+        message = f"{error}: this command needs the extra: pip install 'clip4str[train]'"
+    except _bad_input_errors(arguments.command) as error:  # imported only when something was raised
+        message = str(error)
+    else:
+        return 0
+    print(f"clip4str {arguments.command}: {message}", file=sys.stderr)
+    return 2
 
 
-def _bad_input_errors() -> tuple[type[Exception], ...]:
+def _bad_input_errors(command: str) -> tuple[type[Exception], ...]:
     from clip4str import CharsetError, CheckpointError
     from clip4str.datasets import DatasetError
+    from clip4str.synth.fonts import FontError
 
-    return (CharsetError, CheckpointError, DatasetError, OSError)
+    errors = (CharsetError, CheckpointError, DatasetError, FontError, OSError)
+    if command != "train":
+        return errors
+    from clip4str.training.recipe import RecipeError  # needs the extra
+
+    return (*errors, RecipeError)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     synth = commands.add_parser("synth", help="write synthetic word images one can look at")
     synth.add_argument("out", type=Path, metavar="OUT")
-    synth.add_argument("--count", type=int, required=True)
+    synth.add_argument("--count", type=_positive, required=True)
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--fonts", type=Path, metavar="DIR", help="use the fonts in this folder")
     synth.set_defaults(run=_synth)
@@ -76,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("target", type=Path, metavar="OUT.safetensors")
     convert.set_defaults(run=_convert)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _read(arguments: argparse.Namespace) -> None:
@@ -146,14 +163,16 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _synth(arguments: argparse.Namespace) -> None:
-    from clip4str.synth import write_samples
+    from clip4str.synth.sheet import write_dataset
 
-    write_samples(arguments.out, arguments.count, seed=arguments.seed, fonts=arguments.fonts)
+    write_dataset(arguments.out, arguments.count, arguments.seed, arguments.fonts)
+    print(f"wrote {arguments.count} images and labels.tsv to {arguments.out}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from clip4str.training.trainer import main as train
+    from clip4str.training.trainer import train
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(arguments.config)
 
 
