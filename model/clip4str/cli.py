@@ -6,6 +6,7 @@ Only the command that runs imports what it needs, so that `--help` answers at on
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -24,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
+    except BrokenPipeError:  # who read our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ModuleNotFoundError as error:
         message = f"{error}: this command needs the extra: pip install 'clip4str[train]'"
     except _bad_input_errors(arguments.command) as error:  # imported only when something was raised
@@ -101,7 +105,7 @@ def _read(arguments: argparse.Namespace) -> None:
 
     recognizer = Recognizer.load(arguments.model)
     if not arguments.json:
-        print(f"{'text':<26}{'confidence':<12}{'visual':<26}{'cross-modal':<26}image")
+        print(f"{'text':<28}{'confidence':<12}{'visual':<28}{'cross-modal':<28}image")
     for paths in _batches(arguments.images, READ_BATCH):
         images = [decode_image(path.read_bytes(), str(path)) for path in paths]
         readings = recognizer.read(images, top_k=arguments.top_k, charset=arguments.charset)
@@ -110,7 +114,7 @@ def _read(arguments: argparse.Namespace) -> None:
                 print(json.dumps({"file": str(path), **_reading_json(reading)}))
             else:
                 visual, cross_modal = reading.visual.text, reading.cross_modal.text
-                print(f"{reading.text:<26}{reading.confidence:<12.3f}{visual:<26}{cross_modal:<26}{path}")
+                print(f"{reading.text:<28}{reading.confidence:<12.3f}{visual:<28}{cross_modal:<28}{path}")
                 _print_alternatives(reading.cross_modal)
 
 
