@@ -1,1 +1,1 @@
-"""Synthetic word images to train on: labels, fonts, glyph masks, composition and the stream that joins them."""
+"""Synthetic word images to train on: labels, fonts, glyph masks, composition, and the stream of them."""

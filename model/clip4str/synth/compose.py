@@ -1,51 +1,32 @@
 """Turns glyph masks into word crops: colours, surfaces, shadows, neighbours, lines, warps and degradation.
 
 Everything is batched torch on one device and drawn from one generator; there is no loop over samples.
+Disturbances fall on random shares of a batch, so that each costs only what it is used.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clip4str.synth.colours import LUMA, Colours, draw_colours
 from clip4str.synth.degrade import BlockCodec, Lens
 from clip4str.synth.texture import TextureBank
 from clip4str.synth.warp import Placement, place
 
-# Share of the samples that look like scanned or photographed documents; the others look like signs and labels.
-_DOCUMENTS = 0.35
-_LUMA = (0.299, 0.587, 0.114)
-
-
-def luminance(colours: Tensor) -> Tensor:
-    """Luminance of colours [N, 3] within 0..1, as [N]."""
-    return colours @ colours.new_tensor(_LUMA)
-
-
-@dataclass(frozen=True, slots=True)
-class Colours:
-    """Ink and ground of each sample: float [N, 3] within 0..1, and their luminance difference [N]."""
-
-    ink: Tensor
-    ground: Tensor
-
-    @property
-    def contrast(self) -> Tensor:
-        return (luminance(self.ink) - luminance(self.ground)).abs()
+# Share of the samples that look like scanned or photographed documents; the others look like signs.
+_DOCUMENTS = 0.4
 
 
 class Composer:
     """Makes crops uint8 [N, 3, H, W] from masks; reproducible from the seed and the order of calls.
 
-    `difficulty` within 0..1 scales every disturbance: 0 gives plain, upright, high-contrast words, 1 the full range.
+    `difficulty` within 0..1 scales every disturbance: 0 gives plain, upright, high-contrast words.
+    Raises ValueError if the size is not a multiple of 8 both ways.
     """
 
-    def __init__(
-        self, size: tuple[int, int] = (32, 128), *, seed: int, device: str | torch.device = "cpu"
-    ) -> None:
+    def __init__(self, size: tuple[int, int] = (32, 128), *, seed: int, device: str = "cpu") -> None:
         if size[0] % 8 or size[1] % 8:
-            raise ValueError(f"size must be multiples of 8 (height, width), got {size}")
+            raise ValueError(f"size (height, width) must be multiples of 8, got {size}")
         self._size = size
         self._device = torch.device(device)
         self._rng = torch.Generator(self._device).manual_seed(seed)
@@ -65,186 +46,167 @@ class Composer:
         aspects = aspects.to(self._device, torch.float32)
         documents = self._rand(masks.shape[0]) < _DOCUMENTS
         placement = place(aspects, self._size, difficulty, documents, self._rng)
-        ink = self._weigh(placement.sample(masks), difficulty)
-        colours = self.draw_colours(documents, difficulty)
-        ground = self._surface(colours, documents, difficulty)
-        ground = self._neighbours(ground, masks, placement, colours, difficulty)
-        ground = self._shade(ground, ink, documents, difficulty)
-        images = self._print(ground, ink, colours, difficulty)
-        images = self._lines(images, placement, colours, documents, difficulty)
-        images = self._photograph(images, masks, colours, documents, difficulty)
+        colours = draw_colours(documents, difficulty, self._rng)
+        word = self._weigh(placement.sample(masks), placement, documents, difficulty)
+        images = self._surface(colours, documents, difficulty)
+        self._add_neighbours(images, masks, placement, colours, difficulty)
+        self._add_shadows(images, word, colours, documents, difficulty)
+        images = self._print(images, word, colours, documents, difficulty)
+        self._add_lines(images, placement, colours, difficulty)
+        # Thin or faint words do not survive the blur that bold ones do.
+        firm = (masks.mean((1, 2)) / 0.35).clamp(0.45, 1) * (0.5 + colours.contrast).clamp(max=1)
+        self._photograph(images, placement, colours, documents, firm, difficulty)
         return (images * 255.0 + 0.5).clamp_(0, 255).to(torch.uint8)
 
-    # -- drawing -------------------------------------------------------------------------------------------
+    # -- random draws --------------------------------------------------------------------------------------
 
     def _rand(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self._rng, device=self._device)
 
-    def _randn(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self._rng, device=self._device)
-
     def _some(self, n: int, share: float) -> Tensor:
-        """Indices of a random share of n samples; its count is rounded at random, so that small shares occur."""
-        count = min(n, int(share * n + float(torch.rand(1, generator=self._rng, device=self._device))))
+        """Indices of a random share of n samples; the count is rounded at random, so small shares occur."""
+        count = min(n, int(share * n + float(self._rand(1))))
         return torch.randperm(n, generator=self._rng, device=self._device)[:count]
 
-    def draw_colours(self, documents: Tensor, difficulty: float) -> Colours:
-        """Ink and ground colours for samples [N]; their luminance differs by at least 0.16 (0.6 at difficulty 0)."""
-        n = documents.shape[0]
-        least = 0.6 - 0.44 * difficulty
-        reach = self._rand(n) ** (0.5 + 0.6 * difficulty)
-        contrast = least + (0.95 - least) * reach
-        dark_ink = self._rand(n) < torch.where(documents, 0.985, 0.5)
-        # Paper is bright: on documents the ground's luminance is high and low contrast means faint ink.
-        low = self._rand(n) * (1 - contrast)
-        low = torch.where(documents & dark_ink, 1 - contrast - self._rand(n) ** 3 * (1 - contrast) * 0.8, low)
-        dark, bright = (
-            self._tinted(low, documents, difficulty),
-            self._tinted(low + contrast, documents, difficulty),
-        )
-        swap = dark_ink.view(n, 1)
-        return Colours(torch.where(swap, dark, bright), torch.where(swap, bright, dark))
+    # -- layers; `_add_*` paint on the images [N, 3, H, W] given --------------------------------------------
 
-    def _tinted(self, luma: Tensor, documents: Tensor, difficulty: float) -> Tensor:
-        """Colours [N, 3] of the luminance given, with a random hue as vivid as it allows."""
-        n = luma.shape[0]
-        hue = self._rand(n, 3)
-        hue = hue - luminance(hue).view(n, 1)
-        vivid = torch.where(documents, 0.06 * self._rand(n), self._rand(n) ** 0.7).view(n, 1)
-        grey = luma.view(n, 1)
-        # The largest multiple of the hue that stays within 0..1 keeps the luminance exact.
-        room = torch.where(hue > 0, (1 - grey) / hue.clamp(min=1e-4), grey / (-hue).clamp(min=1e-4))
-        return grey + hue * (room.amin(1, keepdim=True).clamp(max=2.0) * vivid)
-
-    def _weigh(self, ink: Tensor, difficulty: float) -> Tensor:
-        """Bleeding and faint strokes on some samples."""
-        n = ink.shape[0]
-        bleeding, faint = self._some(n, 0.10 * difficulty), self._some(n, 0.06 * difficulty)
-        if len(bleeding):
-            grown = F.max_pool2d(ink[bleeding], 3, 1, 1)
-            amount = self._rand(len(bleeding), 1, 1, 1) * 0.7
-            ink[bleeding] = ink[bleeding].lerp(grown, amount)
-        if len(faint):
-            thin = -F.max_pool2d(-ink[faint], (1, 3), 1, (0, 1))
-            ink[faint] = ink[faint].lerp(thin, self._rand(len(faint), 1, 1, 1) * 0.5)
-        return ink
-
-    # -- layers --------------------------------------------------------------------------------------------
+    def _weigh(self, word: Tensor, placement: Placement, documents: Tensor, difficulty: float) -> Tensor:
+        """Bleeding and thin strokes on some words, dots of a printer on a few."""
+        n = word.shape[0]
+        some = self._some(n, 0.12 * difficulty)
+        if len(some):
+            grown = F.max_pool2d(word[some], (3, 3), 1, (1, 1))
+            word[some] = word[some].lerp(grown, self._rand(len(some), 1, 1, 1) * 0.7)
+        some = self._some(n, 0.06 * difficulty)
+        if len(some):
+            thin = -F.max_pool2d(-word[some], (1, 3), 1, (0, 1))
+            word[some] = word[some].lerp(thin, self._rand(len(some), 1, 1, 1) * 0.5)
+        some = self._some(n, 0.06 * difficulty)
+        if len(some):
+            # Dots a twelfth of the word's height apart, or lines of a worn print head.
+            near = placement.take(some)
+            m = len(some)
+            pitch = 6.28 * (9 + 5 * self._rand(m, 1, 1))
+            across = torch.where(self._rand(m, 1, 1) < 0.5, torch.cos(near.x * pitch), 1.0)
+            dots = (0.5 + 0.7 * (torch.cos(near.y * pitch) + across)).clamp(0, 1).unsqueeze(1)
+            depth = self._rand(m, 1, 1, 1) * 0.7 * documents[some].view(m, 1, 1, 1)
+            word[some] = word[some] * (1 - depth * (1 - dots))
+        return word
 
     def _surface(self, colours: Colours, documents: Tensor, difficulty: float) -> Tensor:
-        """Grounds [N, 3, H, W]: the ground colour with texture, kept weaker than the word's contrast."""
+        """Grounds [N, 3, H, W]: the ground's colour with texture, kept weaker than the word's contrast."""
         n = documents.shape[0]
-        amount = self._rand(n) ** 2.5 * torch.where(documents, 0.12, 0.7) * difficulty * colours.contrast
-        tint = 1.0 + 0.5 * self._randn(n, 3) * torch.where(documents, 0.1, 1.0).view(n, 1)
-        texture = self._bank.textures(n)
+        amount = self._rand(n) ** 2 * torch.where(documents, 0.06, 0.75) * difficulty * colours.contrast
+        tint = 1.0 + 0.6 * (self._rand(n, 3) - 0.5) * torch.where(documents, 0.1, 1.0).view(n, 1)
         weight = (amount.view(n, 1) * tint).view(n, 3, 1, 1)
-        return torch.addcmul(colours.ground.view(n, 3, 1, 1), texture, weight)
+        return torch.addcmul(colours.ground.view(n, 3, 1, 1), self._bank.textures(n), weight)
 
-    def _neighbours(
-        self, ground: Tensor, masks: Tensor, placement: Placement, colours: Colours, difficulty: float
-    ) -> Tensor:
-        """Parts of other words at the borders of some crops: beside, above or below, in the same ink."""
-        n = ground.shape[0]
-        some = self._some(n, 0.30 * difficulty)
+    def _add_neighbours(
+        self, images: Tensor, masks: Tensor, placement: Placement, colours: Colours, difficulty: float
+    ) -> None:
+        """Parts of other words at a border of some crops: beside, above or below, in the same ink."""
+        some = self._some(images.shape[0], 0.25 * difficulty)
         if not len(some):
-            return ground
+            return
         m = len(some)
-        other = masks[some.roll(1)]
         near = placement.take(some)
-        gap = (0.12 + 0.25 * self._rand(m, 1, 1)) * 1.0
-        side = torch.randint(0, 4, (m, 1, 1), generator=self._rng, device=self._device)
-        sign = (side % 2 * 2 - 1).float()
-        beside = (side < 2).float()
-        dx = sign * beside * (near.aspect + gap) + (1 - beside) * (self._rand(m, 1, 1) - 0.5) * near.aspect
-        dy = (1 - beside) * sign * (1.0 + gap)
-        fragment = near.sample(other, dx, dy)
-        ground[some] = ground[some].lerp(colours.ink[some].view(m, 3, 1, 1), fragment * 0.9)
-        return ground
+        gap = 0.2 + 0.25 * self._rand(m, 1, 1)
+        sign = torch.where(self._rand(m, 1, 1) < 0.5, -1.0, 1.0)
+        beside = self._rand(m, 1, 1) < 0.4
+        dx = torch.where(beside, sign * (near.aspect + gap), (self._rand(m, 1, 1) - 0.5) * near.aspect)
+        dy = torch.where(beside, 0.0, sign * (1.0 + gap))
+        fragment = near.sample(masks[some.roll(1)], dx, dy)
+        images[some] = images[some].lerp(colours.ink[some].view(m, 3, 1, 1), fragment * 0.9)
 
-    def _shade(self, ground: Tensor, ink: Tensor, documents: Tensor, difficulty: float) -> Tensor:
+    def _add_shadows(
+        self, images: Tensor, word: Tensor, colours: Colours, documents: Tensor, difficulty: float
+    ) -> None:
         """Outlines, drop shadows and glows under the word on some signs."""
-        n = ground.shape[0]
-        some = self._some(n, 0.22 * difficulty)
+        some = self._some(images.shape[0], 0.25 * difficulty)
+        some = some[~documents[some]]
         if not len(some):
-            return ground
+            return
         m = len(some)
-        word = ink[some]
-        grown = F.max_pool2d(word, (3, 5), 1, (1, 2))
-        row, column = (int(v) for v in torch.randint(-2, 3, (2,), generator=self._rng, device=self._device))
-        shadow = torch.roll(word, (row, column * 2), (2, 3))
+        ink = word[some]
+        grown = F.max_pool2d(ink, (3, 5), 1, (1, 2))
+        row, column = (
+            int(v) - 2 for v in torch.randint(0, 5, (2,), generator=self._rng, device=self._device)
+        )
+        shadow = torch.roll(ink, (row, column * 2), (2, 3))
         glow = F.avg_pool2d(grown, (5, 9), 1, (2, 4))
-        pick = torch.randint(0, 3, (m, 1, 1, 1), generator=self._rng, device=self._device)
-        layer = torch.where(pick == 0, grown, torch.where(pick == 1, shadow, glow))
-        colour = self._rand(m, 3, 1, 1) * torch.where(self._rand(m, 1, 1, 1) < 0.5, 0.3, 1.0)
-        strength = (0.3 + 0.7 * self._rand(m, 1, 1, 1)) * (~documents[some]).view(m, 1, 1, 1)
-        # A shadow close to the ink would swallow the word: it is pushed to the ground's side of the ink.
-        return ground.index_copy(0, some, ground[some].lerp(colour.expand(m, 3, 1, 1), layer * strength))
+        pick = self._rand(m, 1, 1, 1)
+        layer = torch.where(pick < 0.4, grown, torch.where(pick < 0.75, shadow, glow))
+        # The layer lies on the ground's side of the ink, or beyond it: it must not swallow the word.
+        ground, fill = colours.ground[some], colours.ink[some]
+        beyond = (ground + (ground - fill) * (0.2 + 0.8 * self._rand(m, 1))).clamp(0, 1)
+        between = ground.lerp(fill, 0.55 * self._rand(m, 1))
+        colour = torch.where(self._rand(m, 1) < 0.6, beyond, between).view(m, 3, 1, 1)
+        images[some] = images[some].lerp(colour, layer * (0.4 + 0.6 * self._rand(m, 1, 1, 1)))
 
-    def _print(self, ground: Tensor, ink: Tensor, colours: Colours, difficulty: float) -> Tensor:
-        """The word over its ground; the ink itself is uneven on some samples."""
-        n = ground.shape[0]
-        fill = colours.ink.view(n, 3, 1, 1)
-        amount = (self._rand(n, 1, 1, 1) ** 3 * 0.45 * difficulty) * colours.contrast.view(n, 1, 1, 1)
-        uneven = fill + self._bank.textures(n) * amount
-        return torch.lerp(ground, uneven, ink)
-
-    def _lines(
-        self, images: Tensor, placement: Placement, colours: Colours, documents: Tensor, difficulty: float
+    def _print(
+        self, images: Tensor, word: Tensor, colours: Colours, documents: Tensor, difficulty: float
     ) -> Tensor:
-        """Rules under or over the word and vertical box lines, in the word's frame."""
+        """The word over its ground; its ink is uneven."""
         n = images.shape[0]
-        some = self._some(n, 0.10 * difficulty)
+        amount = self._rand(n) ** 3 * torch.where(documents, 0.3, 0.5) * difficulty * colours.contrast
+        fill = colours.ink.view(n, 3, 1, 1) + self._bank.textures(n) * amount.view(n, 1, 1, 1)
+        return torch.lerp(images, fill, word)
+
+    def _add_lines(self, images: Tensor, placement: Placement, colours: Colours, difficulty: float) -> None:
+        """Rules under or over some words and box lines beside them, in the word's frame."""
+        some = self._some(images.shape[0], 0.10 * difficulty)
         if not len(some):
-            return images
+            return
         m = len(some)
         near = placement.take(some)
         thick = 0.02 + 0.06 * self._rand(m, 1, 1) ** 2
         level = torch.where(self._rand(m, 1, 1) < 0.75, 0.56, -0.56) * (1 + 0.25 * self._rand(m, 1, 1))
-        beside = torch.where(self._rand(m, 1, 1) < 0.5, 1.0, -1.0) * (
-            near.aspect / 2 + 0.08 + 0.1 * self._rand(m, 1, 1)
-        )
-        upright = self._rand(m, 1, 1) < 0.25
-        distance = torch.where(upright, near.x - beside, near.y - level).abs()
+        side = torch.where(self._rand(m, 1, 1) < 0.5, 0.5, -0.5)
+        edge = side * (near.aspect + 0.2 + 0.2 * self._rand(m, 1, 1))
+        distance = torch.where(self._rand(m, 1, 1) < 0.25, near.x - edge, near.y - level).abs()
         cover = ((thick - distance) / 0.03 + 0.5).clamp(0, 1).unsqueeze(1)
         images[some] = images[some].lerp(colours.ink[some].view(m, 3, 1, 1), cover * 0.95)
-        return images
 
     # -- camera --------------------------------------------------------------------------------------------
 
     def _photograph(
-        self, images: Tensor, masks: Tensor, colours: Colours, documents: Tensor, difficulty: float
-    ) -> Tensor:
-        """Light, blur, noise, scanning and coding."""
+        self,
+        images: Tensor,
+        placement: Placement,
+        colours: Colours,
+        documents: Tensor,
+        firm: Tensor,
+        difficulty: float,
+    ) -> None:
+        """Light, scanning, blur, noise and coding, in place; firm [N] within 0..1 bounds the blur."""
         n = images.shape[0]
-        light = self._some(n, 0.35 * difficulty)
-        if len(light):
-            m = len(light)
-            gain = 1 + self._bank.textures(m) * (self._rand(m, 1, 1, 1) * 0.35)
-            images[light] = images[light] * gain
-        soft = self._some(n, 0.62 * difficulty)
-        if len(soft):
-            strength = self._rand(len(soft)) ** 1.4
-            narrow = 0.35 + 0.65 * self._rand(len(soft))
-            images[soft] = self._lens.apply(images[soft], strength, narrow, self._rng)
-        scanned = self._some(n, 0.07 * difficulty)
+        lit = self._some(n, 0.35 * difficulty)
+        if len(lit):
+            amount = self._rand(len(lit)) * torch.where(documents[lit], 0.08, 0.35)
+            images[lit] *= 1 + self._bank.textures(len(lit)) * amount.view(-1, 1, 1, 1)
+        scanned = self._some(n, 0.12 * difficulty)
+        scanned = scanned[documents[scanned]]
         if len(scanned):
             images[scanned] = self._scan(images[scanned], colours.contrast[scanned])
-        noisy = self._some(n, 0.55 * difficulty)
+        soft = self._some(n, 0.75 * difficulty)
+        if len(soft):
+            span = 0.5 + 2.9 * self._rand(len(soft)) ** 1.6 * firm[soft]
+            images[soft] = self._lens.apply(images[soft], span, placement.crop_aspect[soft], self._rng)
+        noisy = self._some(n, 0.45 * difficulty)
         if len(noisy):
-            m = len(noisy)
-            sigma = self._rand(m) ** 2 * 0.16 * (0.15 + colours.contrast[noisy])
-            images[noisy] = images[noisy] + self._bank.noise(m) * sigma.view(m, 1, 1, 1)
+            sigma = self._rand(len(noisy)) ** 2 * 0.12 * (0.1 + colours.contrast[noisy])
+            sigma = sigma * torch.where(documents[noisy], 0.5, 1.0)
+            images[noisy] += self._bank.noise(len(noisy)) * sigma.view(-1, 1, 1, 1)
         coded = self._some(n, 0.3 * difficulty)
         if len(coded):
-            coarse = 0.4 + 1.8 * self._rand(len(coded)) ** 2 * (0.3 + colours.contrast[coded])
-            images[coded] = self._codec.apply(images[coded], coarse)
-        return images
+            coarseness = 0.3 + 1.5 * self._rand(len(coded)) ** 2 * (0.2 + colours.contrast[coded])
+            images[coded] = self._codec.apply(images[coded], coarseness)
 
     def _scan(self, images: Tensor, contrast: Tensor) -> Tensor:
-        """Bilevel scanning: noise, then a steep threshold between ink and ground."""
+        """Bilevel scanning: a little noise, then a steep threshold between ink and ground."""
         n = images.shape[0]
-        grey = (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        grey = grey + self._bank.noise(n) * (0.10 * contrast).view(n, 1, 1, 1)
+        grey = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        grey = grey + self._bank.noise(n) * (0.08 * contrast).view(n, 1, 1, 1)
         low, high = grey.amin((2, 3), keepdim=True), grey.amax((2, 3), keepdim=True)
         threshold = low + (high - low) * (0.4 + 0.2 * self._rand(n, 1, 1, 1))
         return torch.sigmoid((grey - threshold) * 25 / (high - low).clamp(min=0.05)).expand(n, 3, -1, -1)

@@ -1,7 +1,7 @@
-"""What cameras, scanners and codecs do to a crop: blur, low resolution, JPEG blocks. Separable, batched, seeded.
+"""What cameras, scanners and codecs do to a crop: blur, low resolution and block coding, batched.
 
-Blur and resampling are linear along each axis, so a whole chain of them is one small matrix per axis. A bank of such
-matrices is made once; each sample picks one for its columns and one for its rows.
+Blur and resampling are linear along each axis, so a chain of them is one small matrix per axis. Banks of such
+matrices are made once; each sample picks one for its rows and one for its columns.
 """
 
 import math
@@ -9,10 +9,12 @@ import math
 import torch
 from torch import Tensor
 
+_LEVELS = 32
 
-def _resample(length: int, points: float) -> Tensor:
-    """[length, length]: area-average down to `points` cells and interpolate back up."""
-    cells = max(2, round(points))
+
+def _resample(length: int, detail: float) -> Tensor:
+    """[length, length]: average down to length / detail cells and interpolate back up."""
+    cells = max(2, round(length / detail))
     edges = torch.linspace(0, length, cells + 1)
     pixels = torch.arange(length, dtype=torch.float32)
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
@@ -26,7 +28,7 @@ def _resample(length: int, points: float) -> Tensor:
 def _gaussian(length: int, sigma: float) -> Tensor:
     """[length, length]: Gaussian blur, normalised at the borders."""
     pixels = torch.arange(length, dtype=torch.float32)
-    weights = torch.exp(-0.5 * ((pixels[:, None] - pixels) / max(sigma, 1e-3)) ** 2)
+    weights = torch.exp(-0.5 * ((pixels[:, None] - pixels) / sigma) ** 2)
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -37,43 +39,47 @@ def _box(length: int, span: float) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-class Lens:
-    """A bank of blurs and low resolutions for crops of one size; strength grows with the index.
+def _bank(length: int, longest: float) -> Tensor:
+    """[3, levels, length, length]: defocus, few pixels, motion; level k acts over 0.5 .. `longest` pixels."""
+    spans = [0.5 * (longest / 0.5) ** (k / (_LEVELS - 1)) for k in range(_LEVELS)]
+    defocus = torch.stack([_gaussian(length, 0.5 * s) for s in spans])
+    pixels = torch.stack([_resample(length, max(1.0, s)) for s in spans])
+    motion = torch.stack([_box(length, 1.4 * s) for s in spans])
+    return torch.stack((defocus, pixels, motion))
 
-    `levels` steps from none to strong; the strongest leaves about 9 rows of detail. `apply` takes images
-    [N, C, H, W] and levels [N] within 0..1 and returns new images of the same shape.
+
+class Lens:
+    """Blurs and coarsens crops of one size.
+
+    Detail is lost evenly in the crop's own proportions: a crop squeezed from a square keeps less detail along
+    its rows than one from a long strip.
     """
 
-    def __init__(self, size: tuple[int, int], device: torch.device, levels: int = 24) -> None:
-        high, wide = size
-        rows, columns = [], []
-        for kind in range(3):
-            for level in range(levels):
-                s = (level + 1) / levels
-                if kind == 0:  # out of focus
-                    rows.append(_gaussian(high, 0.3 + 1.2 * s))
-                    columns.append(_gaussian(wide, 0.3 + 2.7 * s))
-                elif kind == 1:  # few pixels
-                    detail = 1.0 + 2.3 * s
-                    rows.append(_resample(high, high / detail))
-                    columns.append(_resample(wide, wide / (detail * 1.25)))
-                else:  # moved, with a little defocus
-                    rows.append(_gaussian(high, 0.3 + 0.5 * s))
-                    columns.append(_box(wide, 1 + 6 * s) @ _gaussian(wide, 0.4))
-        self._rows = torch.stack(rows).to(device)
-        self._columns = torch.stack(columns).transpose(1, 2).contiguous().to(device)
-        self._levels = levels
+    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
+        self._size = size
+        self._longest = (4.0, 14.0)
+        self._rows = _bank(size[0], self._longest[0]).to(device)
+        self._columns = _bank(size[1], self._longest[1]).transpose(2, 3).contiguous().to(device)
 
-    def apply(self, images: Tensor, strength: Tensor, narrow: Tensor, rng: torch.Generator) -> Tensor:
-        """Blur images [N, C, H, W] by strength [N] within 0..1; `narrow` [N] within 0..1 tempers the columns' blur."""
+    def apply(self, images: Tensor, span: Tensor, crop_aspect: Tensor, rng: torch.Generator) -> Tensor:
+        """New images [N, C, H, W], blurred over `span` [N] rows (0.5..4) of the crop.
+
+        crop_aspect [N] is the width of the crop over its height before it was squeezed.
+        """
         n, c, h, w = images.shape
-        kind = torch.randint(0, 3, (n,), generator=rng, device=images.device)
-        level = (strength * self._levels).long().clamp(0, self._levels - 1)
-        across = (strength * narrow * self._levels).long().clamp(0, self._levels - 1)
-        rows = self._rows[kind * self._levels + level]
-        columns = self._columns[kind * self._levels + across]
+        kind = torch.randint(0, 5, (n,), generator=rng, device=images.device)
+        kind = torch.where(kind < 2, 0, torch.where(kind < 4, 1, 2))
+        across = span * (w / h) / crop_aspect
+        # A moving camera smears along one axis only: nearly always along the rows.
+        along = torch.where(kind == 2, 0.5, span)
+        rows = self._rows[kind, self._level(along, 0)]
+        columns = self._columns[kind, self._level(across, 1)]
         images = torch.bmm(images.reshape(n, c * h, w), columns).view(n, c, h, w)
         return torch.matmul(rows.unsqueeze(1), images)
+
+    def _level(self, span: Tensor, axis: int) -> Tensor:
+        steps = torch.log(span.clamp(min=0.5) / 0.5) / math.log(self._longest[axis] / 0.5)
+        return (steps * (_LEVELS - 1)).round().long().clamp(0, _LEVELS - 1)
 
 
 class BlockCodec:
@@ -83,16 +89,16 @@ class BlockCodec:
         k = torch.arange(8, dtype=torch.float32)
         cosine = torch.cos(math.pi * (2 * k[None, :] + 1) * k[:, None] / 16) * 0.5
         cosine[0] /= math.sqrt(2)
-        high, wide = size
-        self._rows = torch.block_diag(*[cosine] * (high // 8)).to(device)
-        self._columns = torch.block_diag(*[cosine] * (wide // 8)).to(device)
+        rows, columns = size[0] // 8, size[1] // 8
+        self._rows = torch.kron(torch.eye(rows), cosine).to(device)
+        self._columns = torch.kron(torch.eye(columns), cosine).to(device)
         # Steps grow with frequency, as in the tables that encoders use.
         steps = 10.0 + 6.0 * (k[:, None] + k[None, :]) + 0.6 * (k[:, None] * k[None, :])
-        self._steps = (steps / 255.0).repeat(high // 8, wide // 8).to(device)
+        self._steps = (steps / 255.0).repeat(rows, columns).to(device)
 
     def apply(self, images: Tensor, coarseness: Tensor) -> Tensor:
         """Quantise images [N, C, H, W] (0..1) with steps scaled by coarseness [N] (1: about quality 60)."""
         steps = self._steps * coarseness.view(-1, 1, 1, 1)
-        spectrum = self._rows @ (images - 0.5) @ self._columns.T
+        spectrum = torch.matmul(torch.matmul(self._rows, images - 0.5), self._columns.T)
         spectrum = torch.round(spectrum / steps) * steps
-        return self._rows.T @ spectrum @ self._columns + 0.5
+        return torch.matmul(torch.matmul(self._rows.T, spectrum), self._columns) + 0.5

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from clip4str.charset import CHARACTERS
 from clip4str.synth.font_packages import EXCLUDED, PACKAGES
 
 _INDEX = "fonts.json"
+_APT, _DPKG = "apt-get", "dpkg-deb"
 _PROBE_SIZE = 48
 _GLYPH_SIZE = 24
 _BUNDLED = ""
@@ -47,13 +49,14 @@ class FontFace:
     """One font file. `path` is relative to the library's folder ("" is Pillow's bundled font).
 
     `missing` holds the characters it cannot draw; with `one_case` its lower case looks like its upper case,
-    so that only upper-case labels may be drawn with it.
+    so that only upper-case labels may be drawn with it; `weight` is how much of its letters' boxes ink covers.
     """
 
     path: str
     family: str
     missing: str
     one_case: bool
+    weight: float
 
     def can_draw(self, label: str) -> bool:
         """Whether the label can be drawn and read back exactly."""
@@ -95,8 +98,8 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum()) / norm if norm > 0 else 0.0
 
 
-def inspect(path: Path | None) -> tuple[str, str, bool] | None:
-    """(family, missing characters, one case) of a font file; None if it cannot be read or is no text font."""
+def inspect(path: Path, relative_to: Path) -> FontFace | None:
+    """The facts about a font file; None if it cannot be read or lacks letters or digits."""
     try:
         font = _open(path, _PROBE_SIZE)
         unknown = _glyph(font, "\U0010fffd")
@@ -112,8 +115,10 @@ def inspect(path: Path | None) -> tuple[str, str, bool] | None:
     if any(c in missing for c in _LETTERS_AND_DIGITS):
         return None
     one_case = float(np.mean([_likeness(found[c], found[c.upper()]) for c in _TWO_SHAPED])) > _ONE_CASE
-    name = font.getname()[0] or (path.stem if path else "bundled")
-    return _STYLE.sub("", name).strip(" -") or name, missing, one_case
+    weight = float(np.mean([found[c] for c in _TWO_SHAPED + _TWO_SHAPED.upper()]))
+    name = font.getname()[0] or path.stem
+    family = _STYLE.sub("", name).strip(" -") or name
+    return FontFace(str(path.relative_to(relative_to)), family, missing, one_case, round(weight, 3))
 
 
 class FontLibrary:
@@ -134,7 +139,7 @@ class FontLibrary:
         Raises FontError where the folder does not exist or holds no usable font.
         """
         if folder is None:
-            return cls(None, [FontFace(_BUNDLED, "bundled", "", False)])
+            return cls(None, [FontFace(_BUNDLED, "bundled", "", False, 0.4)])
         how = "collect fonts with: python -m clip4str.synth.fonts DEST"
         if not folder.is_dir():
             raise FontError(f"the fonts folder {folder} does not exist; {how}")
@@ -161,10 +166,15 @@ class FontLibrary:
         return font
 
     def choose(self, label: str, rng: np.random.Generator) -> FontFace | None:
-        """A face that can draw the label: a family first, then a face of it. None after many failed tries."""
+        """A face that can draw the label: a family first, then a face of it. None after many failed tries.
+
+        Of two faces of the family the heavier one is taken more often, as signs are set in bold type.
+        """
         for _ in range(64):
             family = self.families[int(rng.random() * len(self.families))]
-            face = family[int(rng.random() * len(family))]
+            face, other = (family[int(rng.random() * len(family))] for _ in range(2))
+            if other.weight > face.weight and rng.random() < 0.7:
+                face = other
             if face.can_draw(label):
                 return face
         return None
@@ -176,9 +186,9 @@ def index_fonts(folder: Path) -> int:
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".ttf", ".otf")):
         if EXCLUDED.search(path.name):
             continue
-        facts = inspect(path)
-        if facts is not None:
-            faces.append(FontFace(str(path.relative_to(folder)), *facts))
+        face = inspect(path, folder)
+        if face is not None:
+            faces.append(face)
     (folder / _INDEX).write_text(json.dumps([asdict(face) for face in faces], indent=0), encoding="utf-8")
     return len(faces)
 
@@ -188,7 +198,7 @@ def collect(destination: Path) -> int:
 
     Raises FontError where the Debian tools are absent or a download fails.
     """
-    for tool in ("apt-get", "dpkg-deb", "tar"):
+    for tool in (_APT, _DPKG):
         if shutil.which(tool) is None:
             raise FontError(
                 f"{tool} was not found: collecting needs a Debian or Ubuntu machine; any folder of fonts works"
@@ -196,7 +206,7 @@ def collect(destination: Path) -> int:
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=folder, check=True)
+            subprocess.run([_APT, "download", "-q", *PACKAGES], cwd=folder, check=True)  # noqa: S603 - fixed names
             for package in sorted(Path(folder).glob("*.deb")):
                 _unpack(package, destination / re.sub(r"_.*", "", package.name))
         except subprocess.CalledProcessError as error:
@@ -209,7 +219,7 @@ def collect(destination: Path) -> int:
 def _unpack(package: Path, destination: Path) -> None:
     """The fonts and the licence of one package, flat in one folder."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["dpkg-deb", "-x", str(package), folder], check=True)
+        subprocess.run([_DPKG, "-x", str(package), folder], check=True)  # noqa: S603 - our own download
         destination.mkdir(exist_ok=True)
         for path in sorted(Path(folder).rglob("*")):
             wanted = path.suffix.lower() in (".ttf", ".otf") or path.name == "copyright"
@@ -230,7 +240,7 @@ def main() -> None:
         kept = collect(destination)
     except FontError as error:
         raise SystemExit(f"error: {error}") from None
-    print(f"{kept} usable fonts in {destination}")
+    sys.stdout.write(f"{kept} usable fonts in {destination}\n")
 
 
 if __name__ == "__main__":

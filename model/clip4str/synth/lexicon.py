@@ -22,19 +22,69 @@ _LANGUAGES = {"en": (60_000, 0.85), "de": (15_000, 0.05), "fr": (15_000, 0.05), 
 # Frequencies are flattened by this power: rare words must be seen too, common ones still come more often.
 _FLATTEN = 0.5
 
-_UNITS = ("kg", "g", "mg", "ml", "l", "cm", "mm", "m", "km", "KM", "W", "V", "Hz", "GB", "MB", "pcs", "PCS", "lbs", "oz",
-          "ft", "in", "hrs", "am", "pm", "AM", "PM", "st", "nd", "rd", "th", "x", "X", "K", "M", "C", "F")  # fmt: skip
-_CURRENCIES = ("$", "$", "$", "RM", "US$", "S$", "EUR", "USD", "GBP", "Rs.", "RM")
-_FORM_WORDS = ("No.", "NO.", "No:", "TEL:", "Tel:", "Tel.", "FAX:", "Fax:", "Date:", "DATE:", "Time:", "Total:", "TOTAL",
-               "Total", "Amount", "AMOUNT", "Qty", "QTY", "Price", "Tax", "TAX", "GST", "VAT", "Cash", "CASH", "Change",
-               "CHANGE", "Invoice", "INVOICE", "Receipt", "RECEIPT", "Subtotal", "Sub-total", "SUBTOTAL", "Item", "ITEM",
-               "Desc", "Description", "Disc", "Balance", "Due", "Visa", "VISA", "Bill", "Table", "Cashier", "CASHIER",
-               "Dr.", "Mr.", "Mrs.", "Ms.", "Inc.", "INC.", "Co.", "Ltd.", "LTD", "St.", "Ave.", "P.O.", "Box", "Re:", "RE:",
-               "cc:", "TO:", "To:", "FROM:", "From:", "By:", "by", "Name:", "NAME", "Address:", "Phone:", "ID:", "Ref:",
-               "etc.", "i.e.", "e.g.", "vs.", "a.m.", "p.m.", "N/A", "n/a", "R&D", "A/C", "c/o", "w/o", "#", "%", "&",
-               "@", "-", "--", "*", "/", ":", "(", ")", "+", "=", "$", "?", "!", "...", "x", "X")  # fmt: skip
+_UNITS = (
+    "kg", "g", "mg", "ml", "l", "cm", "mm", "m", "km", "KM", "W", "V", "Hz", "GB", "MB", "pcs", "PCS",
+    "lbs", "oz", "ft", "in", "hrs", "am", "pm", "AM", "PM", "st", "nd", "rd", "th", "x", "X", "K", "M",
+    "C", "F",
+)  # fmt: skip
+_CURRENCIES = (
+    "$",
+    "$",
+    "$",
+    "US$",
+    "C$",
+    "S$",
+    "HK$",
+    "EUR",
+    "USD",
+    "GBP",
+    "CHF",
+    "Rs.",
+    "RM",
+    "R$",
+    "Kc",
+    "kr",
+)
+_FORM_WORDS = (
+    "No.", "NO.", "No:", "TEL:", "Tel:", "Tel.", "FAX:", "Fax:", "Date:", "DATE:", "Time:", "Total:",
+    "TOTAL", "Total", "Amount", "AMOUNT", "Qty", "QTY", "Price", "Tax", "TAX", "GST", "VAT", "Cash",
+    "CASH", "Change", "CHANGE", "Invoice", "INVOICE", "Receipt", "RECEIPT", "Subtotal", "Sub-total",
+    "SUBTOTAL", "Item", "ITEM", "Desc", "Description", "Disc", "Balance", "Due", "Visa", "VISA", "Bill",
+    "Table", "Cashier", "CASHIER", "Dr.", "Mr.", "Mrs.", "Ms.", "Inc.", "INC.", "Co.", "Ltd.", "LTD",
+    "St.", "Ave.", "P.O.", "Box", "Re:", "RE:", "cc:", "TO:", "To:", "FROM:", "From:", "By:", "by",
+    "Name:", "NAME", "Address:", "Phone:", "ID:", "Ref:", "etc.", "i.e.", "e.g.", "vs.", "a.m.", "p.m.",
+    "N/A", "n/a", "R&D", "A/C", "c/o", "w/o", "#", "%", "&", "@", "-", "--", "*", "/", ":", "(", ")",
+    "+", "=", "$", "?", "!", "...", "x", "X",
+)  # fmt: skip
+# {...} as in str.format; every date is drawn by its own parts.
+_DATES = (
+    "{day:02d}/{month:02d}/{year}", "{day:02d}-{month:02d}-{year}", "{day}/{month}/{short:02d}",
+    "{month}-{day}-{short:02d}", "{year}-{month:02d}-{day:02d}", "{day:02d}.{month:02d}.{year}",
+    "{day}-{name}-{short:02d}", "{name}.{day}", "{year}", "'{short:02d}", "{year}-{next:02d}", "{day},",
+    "{NAME}{day:02d}", "{hour:02d}:{minute:02d}", "{hour}:{minute:02d}", "{hour:02d}:{minute:02d}:{second:02d}",
+    "{twelve}:{minute:02d}{half}", "{twelve}{half}",
+)  # fmt: skip
+# Here 9 stands for any digit, A for any letter, X for either.
+_TELEPHONES = (
+    "999-9999", "(999)", "999-999-9999", "9999-9999", "(999)999-9999", "09-99999999", "+99-999999999",
+    "1-899-999-9999", "999.999.9999", "TEL:09-9999999", "+9(999)999", "0999/999999", "999-9999,",
+)  # fmt: skip
+_CODES = (
+    "(999999A)",
+    "(999-A)",
+    "9AA",
+    "99A",
+    "999AA",
+    "9A",
+    "#99-99",
+    "#99-999",
+    "A-99",
+    "AA/99",
+    "99/99",
+    "XX-XX-XX",
+)
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_DOMAINS = ("com", "org", "net", "co.uk", "de", "fr", "edu", "gov", "io", "com.my", "com.sg", "info")
+_DOMAINS = ("com", "org", "net", "co.uk", "de", "fr", "edu", "gov", "io", "com.au", "es", "info")
 
 
 @cache
@@ -131,8 +181,8 @@ class Lexicon:
         if u < 0.50:
             return word + self._pick((",", ".", ".", ",", ":", ":", ";", "!", "?", "...", "!!", "*"))
         if u < 0.62:
-            opening, closing = self._pick(("()", "()", '""', "''", "[]", "<>", "{}"))
-            return opening + word + closing
+            marks = self._pick(("()", "()", '""', "''", "[]", "<>", "{}"))
+            return marks[0] + word + marks[1]
         if u < 0.74:
             return self._pick(("(", '"', "'", "#", "*", "-", "@", "/", "&", "+", "~", "_")) + word
         if u < 0.82:
@@ -166,31 +216,32 @@ class Lexicon:
             return text
         if u < 0.85:
             return self._pick(_CURRENCIES) + text
-        return text + self._pick(("%", "SR", "ZR", "S", "T", "-", "*", "/-", "A", ",", ".", "EUR", "$"))
+        return text + self._pick(("%", "S", "T", "-", "*", "/-", "A", ",", ".", "EUR", "USD", "$"))
 
     def _date_or_time(self) -> str:
-        day, month, year = self._int(1, 31), self._int(1, 12), self._int(1950, 2035)
-        hour, minute, second = self._int(0, 23), self._int(0, 59), self._int(0, 59)
-        forms = (
-            f"{day:02d}/{month:02d}/{year}", f"{day:02d}-{month:02d}-{year}", f"{day}/{month}/{year % 100:02d}",
-            f"{month}-{day}-{year % 100:02d}", f"{year}-{month:02d}-{day:02d}", f"{day:02d}.{month:02d}.{year}",
-            f"{day}-{_MONTHS[month - 1]}-{year % 100:02d}", f"{_MONTHS[month - 1]}.{day}", str(year), f"'{year % 100:02d}",
-            f"{hour:02d}:{minute:02d}", f"{hour}:{minute:02d}", f"{hour:02d}:{minute:02d}:{second:02d}",
-            f"{hour % 12 or 12}:{minute:02d}{self._pick(('AM', 'PM', 'am', 'pm'))}", f"{hour % 12 or 12}{self._pick(('am', 'pm'))}",
-            f"{year}-{year % 100 + 1:02d}", f"{day},", f"{_MONTHS[month - 1].upper()}{day:02d}",
-        )  # fmt: skip
-        return self._pick(forms)
+        year, month, hour = self._int(1950, 2035), self._int(1, 12), self._int(0, 23)
+        return self._pick(_DATES).format(
+            day=self._int(1, 31),
+            month=month,
+            name=_MONTHS[month - 1],
+            NAME=_MONTHS[month - 1].upper(),
+            year=year,
+            short=year % 100,
+            next=(year + 1) % 100,
+            hour=hour,
+            twelve=hour % 12 or 12,
+            minute=self._int(0, 59),
+            second=self._int(0, 59),
+            half=self._pick(("AM", "PM", "am", "pm")),
+        )
+
+    def _filled(self, pattern: str) -> str:
+        """The pattern with each 9 replaced by a digit, each A by a letter, each X by either."""
+        alphabets = {"9": _DIGITS, "A": _UPPER, "X": _UPPER + _DIGITS}
+        return "".join(self._pick(alphabets[c]) if c in alphabets else c for c in pattern)
 
     def _telephone(self) -> str:
-        def digits(n: int) -> str:
-            return self._letters(_DIGITS, n, n)
-
-        forms = (
-            f"{digits(3)}-{digits(4)}", f"({digits(3)})", f"{digits(3)}-{digits(3)}-{digits(4)}", f"{digits(4)}-{digits(4)}",
-            f"({digits(3)}){digits(3)}-{digits(4)}", f"0{digits(1)}-{digits(8)}", f"+{digits(2)}-{digits(9)}",
-            f"1-800-{digits(3)}-{digits(4)}", f"{digits(3)}.{digits(3)}.{digits(4)}", f"TEL:0{digits(1)}-{digits(7)}",
-        )  # fmt: skip
-        return self._pick(forms)
+        return self._filled(self._pick(_TELEPHONES))
 
     def _code(self) -> str:
         u = self._rng.random()
@@ -200,11 +251,7 @@ class Lexicon:
             return self._letters(_UPPER + _DIGITS, 3, 12)
         if u < 0.70:
             return "-".join(self._letters(_UPPER + _DIGITS, 1, 5) for _ in range(self._int(2, 3)))
-        if u < 0.80:
-            return f"({self._letters(_DIGITS, 3, 9)}{self._pick(('', '-'))}{self._pick(_UPPER)})"
-        if u < 0.90:
-            return self._letters(_DIGITS, 1, 4) + self._letters(_UPPER, 1, 2)
-        return f"#{self._letters(_DIGITS, 2, 2)}-{self._letters(_DIGITS, 2, 3)}"
+        return self._filled(self._pick(_CODES))
 
     def _measure(self) -> str:
         value = str(self._int(1, 999)) if self._chance(0.7) else f"{self._rng.random() * 100:.1f}"
@@ -222,7 +269,7 @@ class Lexicon:
 
     def _initials(self) -> str:
         letters = self._letters(_UPPER, 1, 4)
-        return ".".join(letters) + "." if self._chance(0.6) else letters
+        return "".join(f"{c}." for c in letters) if self._chance(0.6) else letters
 
     def _single(self) -> str:
         u = self._rng.random()

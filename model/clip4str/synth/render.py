@@ -37,7 +37,7 @@ def render_word(label: str, fonts: FontLibrary, rng: np.random.Generator) -> Wor
 
 
 def draw_word(label: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> WordMask | None:
-    """Draw the label in the font given, with random spacing, weight, stretch and underline; None without ink."""
+    """Draw the label in the font given; spacing, weight, stretch are random. None without ink."""
     size = int(font.size)
     pad = size // 2
     stroke = float(rng.uniform(0.3, 1.2)) * size / 40 if rng.random() < 0.08 else 0.0

@@ -1,7 +1,8 @@
-"""An endless stream of synthetic word images: labels, masks kept in a ring and reused, composed in batches."""
+"""An endless stream of synthetic word images: masks kept in a ring and reused, composed in batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Curriculum:
 
     def __post_init__(self) -> None:
         counts = [stage.samples for stage in self.stages]
-        if not counts or any(b <= a for a, b in zip(counts, counts[1:], strict=False)):
+        if not counts or any(b <= a for a, b in pairwise(counts)):
             raise ValueError("a curriculum needs stages with increasing sample counts")
 
     def at(self, samples: int) -> tuple[int, float]:
@@ -82,10 +83,10 @@ class WordStream(IterableDataset[SyntheticBatch]):
     """Endless batches of word images; each iteration is reproducible from (seed, DataLoader worker).
 
     fonts: a folder of fonts, or None for the one font that Pillow ships.
-    pool_size masks are kept; each is composed afresh about `reuse` times, so that drawing costs 1/reuse a sample.
-    With length_buckets the labels of a batch have similar lengths; over a few batches all lengths occur as they do
-    without. A `curriculum` takes the place of max_length and difficulty.
-    Pass it to a DataLoader with batch_size=None to make batches in other processes.
+    pool_size masks of 6.4 kB are kept; each is composed afresh about `reuse` times, so that drawing costs
+    1/reuse per sample. With length_buckets the labels of a batch have similar lengths; over every eight batches
+    all lengths occur as often as without. A `curriculum` takes the place of max_length and difficulty.
+    Pass the stream to a DataLoader with batch_size=None to make batches in other processes.
     """
 
     def __init__(
