@@ -98,9 +98,11 @@ def clip_variant(
 VARIANTS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         variant="tiny",
-        vision=VisionConfig((32, 128), (16, 4), width=256, layers=3, heads=4, stem_channels=(32, 48, 96, 144)),
+        vision=VisionConfig((32, 128), (32, 4), width=256, layers=3, heads=4, stem_channels=(32, 48, 96, 144)),
         text=TextConfig("character", 97, 27, 27, width=192, layers=2, heads=3),
         embed_dim=256,
+        decoder_heads=4,
+        dropout=0.0,  # trained on an endless stream of synthetic words: nothing to overfit
         caption_charset=CHARACTERS,
     ),
     "base32": clip_variant("base32", patch=32, vision=(768, 12), text=(512, 12), embed_dim=512),

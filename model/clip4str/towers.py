@@ -23,8 +23,8 @@ _BPE_START, _BPE_END, _BPE_PAD = 49406, 49407, 0
 class ConvStem(nn.Module):
     """A convolutional patch embedding: pixels [N, 3, H, W] -> token map [N, width, rows, columns].
 
-    3x3 convolutions with batch normalisation shrink 32x128 pixels to 2x32 tokens: x2, x2 in both directions,
-    then x2, x2 in height only, so that each column stays narrow enough for one character.
+    3x3 convolutions with batch normalisation shrink 32x128 pixels to a row of 32 tokens: by 4 in both directions,
+    then by 8 in height only, so that each token stays narrow enough for one character.
     """
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
@@ -37,7 +37,8 @@ class ConvStem(nn.Module):
             ResidualBlock(third),
             *_conv(third, fourth, stride=(2, 1)),  # 1/8, 1/4
             ResidualBlock(fourth),
-            nn.Conv2d(fourth, width, 3, stride=(2, 1), padding=1, bias=False),  # 1/16, 1/4
+            ResidualBlock(fourth),
+            nn.Conv2d(fourth, width, (4, 3), stride=(4, 1), padding=(0, 1), bias=False),  # 1/32, 1/4
             nn.BatchNorm2d(width),
         )
 
