@@ -49,7 +49,7 @@ class FontFace:
     """One font file. `path` is relative to the library's folder ("" is Pillow's bundled font).
 
     `missing` holds the characters it cannot draw; with `one_case` its lower case looks like its upper case,
-    so that only upper-case labels may be drawn with it; `weight` is how much of its letters' boxes ink covers.
+    so that only upper-case labels may be drawn with it; `weight` is how much of its letters' boxes is ink.
     """
 
     path: str
@@ -201,12 +201,12 @@ def collect(destination: Path) -> int:
     for tool in (_APT, _DPKG):
         if shutil.which(tool) is None:
             raise FontError(
-                f"{tool} was not found: collecting needs a Debian or Ubuntu machine; any folder of fonts works"
+                f"{tool} was not found: collecting needs Debian or Ubuntu; any folder of fonts works"
             )
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            subprocess.run([_APT, "download", "-q", *PACKAGES], cwd=folder, check=True)  # noqa: S603 - fixed names
+            subprocess.run([_APT, "download", "-q", *PACKAGES], cwd=folder, check=True)
             for package in sorted(Path(folder).glob("*.deb")):
                 _unpack(package, destination / re.sub(r"_.*", "", package.name))
         except subprocess.CalledProcessError as error:
@@ -219,7 +219,7 @@ def collect(destination: Path) -> int:
 def _unpack(package: Path, destination: Path) -> None:
     """The fonts and the licence of one package, flat in one folder."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([_DPKG, "-x", str(package), folder], check=True)  # noqa: S603 - our own download
+        subprocess.run([_DPKG, "-x", str(package), folder], check=True)
         destination.mkdir(exist_ok=True)
         for path in sorted(Path(folder).rglob("*")):
             wanted = path.suffix.lower() in (".ttf", ".otf") or path.name == "copyright"

@@ -61,8 +61,8 @@ _DATES = (
     "{day:02d}/{month:02d}/{year}", "{day:02d}-{month:02d}-{year}", "{day}/{month}/{short:02d}",
     "{month}-{day}-{short:02d}", "{year}-{month:02d}-{day:02d}", "{day:02d}.{month:02d}.{year}",
     "{day}-{name}-{short:02d}", "{name}.{day}", "{year}", "'{short:02d}", "{year}-{next:02d}", "{day},",
-    "{NAME}{day:02d}", "{hour:02d}:{minute:02d}", "{hour}:{minute:02d}", "{hour:02d}:{minute:02d}:{second:02d}",
-    "{twelve}:{minute:02d}{half}", "{twelve}{half}",
+    "{NAME}{day:02d}", "{hour:02d}:{minute:02d}", "{hour}:{minute:02d}",
+    "{hour:02d}:{minute:02d}:{second:02d}", "{twelve}:{minute:02d}{half}", "{twelve}{half}",
 )  # fmt: skip
 # Here 9 stands for any digit, A for any letter, X for either.
 _TELEPHONES = (

@@ -84,7 +84,7 @@ class WordStream(IterableDataset[SyntheticBatch]):
 
     fonts: a folder of fonts, or None for the one font that Pillow ships.
     pool_size masks of 6.4 kB are kept; each is composed afresh about `reuse` times, so that drawing costs
-    1/reuse per sample. With length_buckets the labels of a batch have similar lengths; over every eight batches
+    1/reuse per sample. With length_buckets the labels of a batch have similar lengths; over every 8 batches
     all lengths occur as often as without. A `curriculum` takes the place of max_length and difficulty.
     Pass the stream to a DataLoader with batch_size=None to make batches in other processes.
     """
