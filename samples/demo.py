@@ -29,6 +29,10 @@ START_SECONDS = 120  # the model is loaded and warmed up
 STOP_SECONDS = 30
 
 
+class StartError(Exception):
+    """The service ended, or was not ready in time; the message holds what it wrote."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """A sample crop: its file's name, what it says, and the file's bytes (JPEG)."""
@@ -56,7 +60,7 @@ def running_service(**settings: str) -> Iterator[RunningService]:
         settings: environment variables on top of this process's own.
 
     Raises:
-        RuntimeError: it ended or was not ready in time; the message holds what it wrote.
+        StartError: it ended or was not ready in time; the message holds what it wrote.
     """
     http_port, grpc_port, metrics_port = free_ports(3)
     environment = {
@@ -79,7 +83,7 @@ def running_service(**settings: str) -> Iterator[RunningService]:
         try:
             if not became_ready(service):
                 log.seek(0)
-                raise RuntimeError(
+                raise StartError(
                     "the service did not become ready:\n" + log.read().decode(errors="replace")
                 )
             yield service
@@ -169,4 +173,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except StartError as error:
+        sys.exit(str(error))

@@ -136,6 +136,13 @@ def test_bad_crops_fail_alone_over_rest_and_grpc(
             assert result.error.message
 
 
+def test_content_that_is_no_base64_fails_alone(rest: httpx.Client, samples: list[Sample]) -> None:
+    good = base64.b64encode(samples[0].content).decode()
+    answer = rest.post("/v1/recognize", json={"crops": [{"content": "%%%"}, {"content": good}]})
+    bad_result, good_result = answer.json()["results"]
+    assert (bad_result["error"]["code"], good_result["text"]) == ("invalid_request", samples[0].text)
+
+
 def test_empty_body_is_refused_by_every_door(
     rest: httpx.Client, rpc: RecognitionServiceStub, samples: list[Sample]
 ) -> None:

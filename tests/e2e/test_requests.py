@@ -31,7 +31,6 @@ def assert_problem(response: httpx.Response, status: int, code: str, mentions: s
         ({"crops": []}, "crops"),
         ({}, "crops"),
         ({"crops": [{"id": "a"}]}, "content"),
-        ({"crops": [{"content": "%%%"}]}, "content"),
         ({"crops": [CROP], "options": {"top_k": 6}}, "top_k"),
         ({"crops": [CROP], "options": {"top_k": -1}}, "top_k"),
         ({"crops": [CROP], "options": {"charset": ""}}, "charset"),
