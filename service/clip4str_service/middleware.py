@@ -1,0 +1,91 @@
+"""What every HTTP request goes through: ids, metrics, its line in the log, and the last resort for errors."""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from clip4str_service.errors import InternalError, ServiceError
+from clip4str_service.logs import current_ids, identify
+from clip4str_service.metrics import OK, Metrics
+from clip4str_service.schemas import problem
+
+log = logging.getLogger("clip4str_service.requests")
+
+PROTOCOL = "rest"
+OTHER = "other"
+"""The path in metrics of requests to none of the documented endpoints."""
+
+_REQUEST_ID = "X-Request-ID"
+_API = "/v1/"
+
+
+class RequestContext:
+    """ASGI middleware around the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and sees its answer leave."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        headers = Headers(scope=scope)
+        ids = identify(headers.get(_REQUEST_ID), headers.get("traceparent"))
+        current_ids.set(ids)
+        state = scope.setdefault("state", {})
+        answered = False
+
+        async def send_and_count(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                MutableHeaders(scope=message)[_REQUEST_ID] = ids.request_id
+                # Counted before the answer leaves, so that whoever has it finds it counted.
+                self._count(scope, state.get("code", OK), message["status"], perf_counter() - started)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_count)
+        except Exception:
+            log.exception("a request failed")
+            if not answered:
+                state["code"] = InternalError.code
+                response = problem_response(
+                    InternalError("the fault is ours; the log has it by the request id")
+                )
+                await response(scope, receive, send_and_count)
+
+    def _count(self, scope: Scope, code: str, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        path: str = getattr(route, "path", OTHER)
+        self._metrics.request(PROTOCOL, path, code, seconds)
+        log.log(
+            logging.INFO if path.startswith(_API) else logging.DEBUG,
+            "answered",
+            extra={
+                "protocol": PROTOCOL,
+                "method": path,
+                "status": status,
+                "code": code,
+                "crops": scope["state"].get("crops", 0),
+                "duration_ms": round(seconds * 1000, 3),
+            },
+        )
+
+
+def problem_response(error: ServiceError) -> Response:
+    """An error of a whole request as its answer (RFC 9457)."""
+    body = {**problem(error), "request_id": current_ids.get().request_id}
+    response = Response(orjson.dumps(body), error.http_status, media_type="application/problem+json")
+    if error.retry_after_ms is not None:
+        response.headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))  # whole seconds, rounded up
+    return response

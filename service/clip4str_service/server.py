@@ -1,0 +1,161 @@
+"""The composition root: puts the service together, starts it, and stops it in order.
+
+Start: ports are taken (a taken one ends the start at once), REST and gRPC answer (alive, not ready), the
+model is loaded and warmed up, ready. Stop, at SIGTERM or SIGINT: not ready, accepted crops are read to their
+end, the front ends close, the model is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import uvicorn
+from prometheus_client import start_http_server
+
+from clip4str_service.engine import Engine
+from clip4str_service.metrics import Metrics
+from clip4str_service.rest import create_app
+from clip4str_service.rpc import RpcServer
+from clip4str_service.settings import Settings, flag, unknown_variables, variable
+from clip4str_service.worker import ThreadWorker, Worker
+
+log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 3  # for answers that are on the wire when the crops are done
+
+
+class PortError(Exception):
+    """A port cannot be taken; the message is one line that names its setting."""
+
+
+class Ports(NamedTuple):
+    """The ports that were taken."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+class Server:
+    """One service: an engine, its two front ends, its metrics. `ports` holds once started."""
+
+    def __init__(self, settings: Settings, worker: Worker) -> None:
+        metrics = Metrics()
+        self.ports = Ports(0, 0, 0)
+        self._settings = settings
+        self._registry = metrics.registry
+        self._engine = Engine(worker, settings, metrics)
+        self._rpc = RpcServer(self._engine, settings, metrics)
+        self._http = _HttpServer(
+            uvicorn.Config(
+                create_app(self._engine, settings, metrics),
+                http="httptools",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=_CLOSE_SECONDS,
+            )
+        )
+        self._closing = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Takes the ports and answers on them: alive, not ready. Raises PortError; `stop` it all the same."""
+        host = self._settings.host
+        with self._taking("metrics_port"):
+            metrics, thread = start_http_server(self._settings.metrics_port, host, self._registry)
+        self._closing.callback(thread.join)
+        self._closing.callback(metrics.server_close)
+        self._closing.callback(metrics.shutdown)
+        with self._taking("http_port"):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            http = socket.create_server((host, self._settings.http_port), family=family, backlog=2048)
+        self._closing.callback(http.close)
+        with self._taking("grpc_port"):
+            grpc_port = self._rpc.bind(host, self._settings.grpc_port)
+        await self._rpc.start()
+        self._closing.push_async_callback(self._rpc.stop, _CLOSE_SECONDS)
+        serving = asyncio.create_task(self._http.serve([http]))
+        self._closing.push_async_callback(self._stop_http, serving)
+        self.ports = Ports(http.getsockname()[1], grpc_port, metrics.server_port)
+        log.info("listening", extra={"host": host, "ports": self.ports._asdict()})
+
+    async def load(self) -> None:
+        """Loads the model; ready when it returns. Raises WorkerStartError."""
+        await self._engine.start()
+        await self._rpc.set_serving(True)
+        log.info("ready", extra={"model": self._engine.model.name, "revision": self._engine.model.revision})
+
+    async def stop(self) -> bool:
+        """Drains and closes, whatever of it was started. False when accepted crops were given up."""
+        await self._rpc.set_serving(False)
+        drained = await self._engine.drain()
+        await self._closing.aclose()
+        await self._engine.stop()
+        log.log(logging.INFO if drained else logging.ERROR, "stopped", extra={"drained": drained})
+        return drained
+
+    async def _stop_http(self, serving: asyncio.Task[None]) -> None:
+        self._http.should_exit = True
+        await serving
+
+    @contextlib.contextmanager
+    def _taking(self, field: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = f"{self._settings.host}:{getattr(self._settings, field)}"
+            reason = error.strerror or str(error)
+            raise PortError(
+                f"{variable(field)} ({flag(field)}): cannot listen on {where}: {reason}"
+            ) from error
+
+
+class _HttpServer(uvicorn.Server):
+    """Leaves the signals to `serve`, which stops both front ends in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(settings: Settings) -> bool:
+    """Serves until SIGTERM or SIGINT. False when accepted crops were given up at the end.
+
+    Raises:
+        PortError, WorkerStartError: the service cannot start.
+    """
+    for name in unknown_variables(os.environ):
+        log.warning("%s is not a setting", name)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    server = Server(settings, _worker(settings))
+    try:
+        await server.start()
+        loading = asyncio.create_task(server.load())
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            await loading
+            await stop
+        loading.cancel()
+    finally:
+        drained = await server.stop()
+    return drained
+
+
+def _worker(settings: Settings) -> Worker:
+    device = None if settings.devices == "auto" else settings.devices
+    return ThreadWorker(
+        settings.model, device=device, precision=settings.precision, max_batch=settings.max_batch
+    )
