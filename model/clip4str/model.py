@@ -31,6 +31,10 @@ class KeyValue(NamedTuple):
         """Both sequences of tokens, one after the other."""
         return KeyValue(torch.cat([self.key, other.key], dim=2), torch.cat([self.value, other.value], dim=2))
 
+    def repeat(self, count: int) -> KeyValue:
+        """Each row `count` times in a row: [N * count, heads, tokens, head width]."""
+        return KeyValue(self.key.repeat_interleave(count, 0), self.value.repeat_interleave(count, 0))
+
 
 class Attention(nn.Module):
     """Multi-head attention whose keys and values can be projected once and used many times."""
@@ -49,7 +53,7 @@ class Attention(nn.Module):
         key, value = F.linear(x, self.in_proj_weight[dim:], self.in_proj_bias[dim:]).chunk(2, dim=-1)
         return KeyValue(self._split(key), self._split(value))
 
-    def forward(self, x: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, memory: KeyValue, mask: Tensor | None = None) -> Tensor:
         """x [N, Q, D] attends to `memory`; `mask` bool, broadcastable to [N, 1, Q, tokens], true where it may."""
         dim = x.shape[-1]
         query = self._split(F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
@@ -77,12 +81,10 @@ class DecoderLayer(nn.Module):
         self.norm_c = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, query: Tensor, content: KeyValue, memory: KeyValue, mask: Tensor | None, memory_mask: Tensor | None
-    ) -> Tensor:
-        """Queries [N, Q, D] -> [N, Q, D]; masks as in `Attention`, over the content and over the memory."""
+    def forward(self, query: Tensor, content: KeyValue, memory: KeyValue, mask: Tensor | None) -> Tensor:
+        """Queries [N, Q, D] -> [N, Q, D]; `mask` as in `Attention`, over the content."""
         query = query + self.dropout(self.self_attn(self.norm_q(query), content, mask))
-        query = query + self.dropout(self.cross_attn(self.norm1(query), memory, memory_mask))
+        query = query + self.dropout(self.cross_attn(self.norm1(query), memory))
         hidden = self.dropout(F.gelu(self.linear1(self.norm2(query))))
         return query + self.dropout(self.linear2(hidden))
 
@@ -141,15 +143,13 @@ class Decoder(nn.Module):
         memory: KeyValue,
         positions: slice | Tensor = slice(None),
         mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits [N, Q, 95] of the Q character positions selected by `positions`, a slice or an index int64 [Q].
 
-        `mask`, bool and broadcastable to [N, 1, Q, C], is true where a query may see a context position;
-        `memory_mask` likewise over the memory's tokens.
+        `mask`, bool and broadcastable to [N, 1, Q, C], is true where a query may see a context position.
         """
         query = self.dropout(self.pos_queries[:, positions]).expand(len(memory.key), -1, -1)  # [N, Q, D]
-        logits: Tensor = self.head(self.norm(self.layer(query, content, memory, mask, memory_mask)))
+        logits: Tensor = self.head(self.norm(self.layer(query, content, memory, mask)))
         return logits
 
 

@@ -1,8 +1,10 @@
 """Permuted sequence modelling through both branches (paper, section III-D; after PARSeq).
 
 The decoders learn to predict every character from any subset of the others, by factorising each label along
-several permutations of its positions. Queries never see each other, so all K permutations of a batch run as
-one sequence of K * (n + 1) queries, each masked by its permutation; n is the longest label of the batch.
+several permutations of its positions. Queries never see each other, so the visual branch runs all K
+permutations of a batch as one sequence of K * (n + 1) queries, each masked by its permutation. In the
+cross-modal branch each permutation has its own caption, so there they run as K rows. n is the longest label
+of the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip4str.charset import BOS, EOS, PAD, adapt, decode_caption
-from clip4str.model import CLIP4STR, KeyValue
+from clip4str.model import CLIP4STR
 from clip4str.towers import tokenize
 
 # Half of all permutations of 3 and of 4 characters, chosen so that none is another's reversal.
@@ -86,78 +88,45 @@ def permuted_losses(
 
     `image_features` [N, S, D]; `targets` int64 [N, n + 2] as of `charset.encode`; `orders` [K, n + 2].
     """
-    batch, count = len(targets), len(orders)
+    count = len(orders)
     context, wanted = targets[:, :-1], targets[:, 1:]  # [N, n + 1] both
     length = context.shape[1]
-    positions = torch.arange(length, device=targets.device).repeat(count)  # [K * (n + 1)]
-    real = (context != PAD) & (context != EOS)  # [N, C]
-    sees = query_mask(orders.to(targets.device)).flatten(0, 1)  # [K * (n + 1), C]
-    mask = (real[:, None, :] & sees).unsqueeze(1)  # [N, 1, K * (n + 1), C]
+    positions = torch.arange(length, device=targets.device)
+    real = ((context != PAD) & (context != EOS))[:, None, None, :]  # [N, 1, 1, C]
+    sees = query_mask(orders.to(targets.device))  # [K, n + 1, C]
 
+    visual_content = model.visual_decoder.project_content(context)
     visual_memory = model.visual_decoder.project_memory(image_features)
-    visual = model.visual_decoder(model.visual_decoder.project_content(context), visual_memory, positions, mask)
+    mask = (real & sees).flatten(1, 2).unsqueeze(1)  # [N, 1, K * (n + 1), C]
+    visual = model.visual_decoder(visual_content, visual_memory, positions.repeat(count), mask)
     visual = visual.float().unflatten(1, (count, length))  # [N, K, n + 1, 95]
 
-    read = visual.detach().argmax(-1)  # [N, K, n + 1]
-    memory, memory_mask = _cross_memory(model, image_features, read, options)
-    if options.cross_cloze:
-        itself = torch.eye(length, dtype=torch.bool, device=targets.device).roll(1, 1)
-        itself[-1] = False
-        mask = (real[:, None, :] & ~itself.repeat(count, 1)).unsqueeze(1)
+    read = visual.detach().argmax(-1).flatten(0, 1)  # [N * K, n + 1]: each permutation has its own caption
+    text_memory = model.cross_decoder.project_memory(_caption_features(model, read))
+    image = image_features.detach() if options.detach_image else image_features
+    cross_memory = model.cross_decoder.project_memory(image).repeat(count).append(text_memory)
     if options.cross_context_is_truth:
-        content = model.cross_decoder.project_content(context)
-        cross = model.cross_decoder(content, memory, positions, mask, memory_mask)
-        cross = cross.float().unflatten(1, (count, length))
+        cross_content = model.cross_decoder.project_content(context).repeat(count)
     else:
-        cross = _own_context(model, read, memory, mask, memory_mask)
+        own = torch.cat([read.new_full((len(read), 1), BOS), read[:, :-1]], dim=1)
+        cross_content = model.cross_decoder.project_content(own)
+    if options.cross_cloze:
+        sees = (positions != positions[:, None] + 1).expand_as(sees)
+    mask = (real & sees).flatten(0, 1).unsqueeze(1)  # [N * K, 1, n + 1, C]
+    cross = model.cross_decoder(cross_content, cross_memory, slice(0, length), mask)
+    cross = cross.float().unflatten(0, (-1, count))  # [N, K, n + 1, 95]
 
     labels = wanted.unsqueeze(1).repeat(1, count, 1)  # [N, K, n + 1]
     labels[:, 2:] = labels[:, 2:].masked_fill(labels[:, 2:] == EOS, PAD)  # EOS is learnt in the first two orders
     visual_loss = F.cross_entropy(visual.flatten(0, 2), labels.flatten(), ignore_index=PAD)
     cross_loss = F.cross_entropy(cross.flatten(0, 2), labels.flatten(), ignore_index=PAD)
     total = visual_loss + options.cross_loss_weight * cross_loss
-    assert visual.shape[:2] == (batch, count)
     return Losses(total, visual_loss, cross_loss, visual, cross)
 
 
-def _cross_memory(
-    model: CLIP4STR, image_features: Tensor, read: Tensor, options: ObjectiveOptions
-) -> tuple[KeyValue, Tensor]:
-    """Image and caption features as one memory; `read` is int64 [N, K, n + 1].
-
-    Each permutation has its own caption. All K captions of a row stand in its memory, and the mask
-    bool [N, 1, K * (n + 1), S + K * L] lets a query see the image and its own permutation's caption only.
-    Equal captions are encoded once.
-    """
-    batch, count, length = read.shape
-    charset = model.config.caption_charset
-    texts = [adapt(decode_caption(row), charset) for row in read.flatten(0, 1).tolist()]
+def _caption_features(model: CLIP4STR, read: Tensor) -> Tensor:
+    """Text features [M, L, D] of what class ids int64 [M, n + 1] say. Equal captions are encoded once."""
+    texts = [adapt(decode_caption(row), model.config.caption_charset) for row in read.tolist()]
     unique = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    features = model.encode_captions(tokenize(list(unique), model.config).to(read.device))  # [U, L, D]
-    rows = torch.tensor([unique[text] for text in texts], device=read.device)
-    captions = model.cross_decoder.project_memory(features)
-    text_memory = KeyValue(*(_side_by_side(part[rows], batch, count) for part in captions))
-    image = image_features.detach() if options.detach_image else image_features
-    memory = model.cross_decoder.project_memory(image).append(text_memory)
-    own = torch.eye(count, dtype=torch.bool, device=read.device)
-    own = own.repeat_interleave(length, 0).repeat_interleave(features.shape[1], 1)  # [K * (n + 1), K * L]
-    everywhere = own.new_ones(len(own), image.shape[1])
-    return memory, torch.cat([everywhere, own], dim=1)
-
-
-def _side_by_side(part: Tensor, batch: int, count: int) -> Tensor:
-    """[N * K, heads, L, d] -> [N, heads, K * L, d]"""
-    return part.unflatten(0, (batch, count)).transpose(1, 2).flatten(2, 3)
-
-
-def _own_context(model: CLIP4STR, read: Tensor, memory: KeyValue, mask: Tensor, memory_mask: Tensor) -> Tensor:
-    """Cross-modal logits [N, K, n + 1, 95] where each permutation's context is what its visual branch read."""
-    _, count, length = read.shape
-    logits = []
-    for k in range(count):
-        context = torch.cat([read.new_full((len(read), 1), BOS), read[:, k, :-1]], dim=1)
-        queries = slice(k * length, (k + 1) * length)
-        content = model.cross_decoder.project_content(context)
-        rows = (mask[:, :, queries], memory_mask[queries])
-        logits.append(model.cross_decoder(content, memory, slice(0, length), *rows))
-    return torch.stack(logits, dim=1).float()
+    features = model.encode_captions(tokenize(list(unique), model.config).to(read.device))
+    return features[torch.tensor([unique[text] for text in texts], device=read.device)]
