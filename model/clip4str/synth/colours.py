@@ -27,14 +27,18 @@ class Colours:
     contrast: Tensor
 
 
-def draw_colours(documents: Tensor, difficulty: float, rng: torch.Generator) -> Colours:
-    """Colours for N samples. documents: bool [N], dark grey ink on bright paper; the others take any hue."""
+def draw_colours(documents: Tensor, thin: Tensor, difficulty: float, rng: torch.Generator) -> Colours:
+    """Colours for N samples.
+
+    documents: bool [N], dark grey ink on bright paper; the others take any hue. thin: float [N] within 0..1,
+    how little ink the word has: hairlines need more contrast than bold type to be seen.
+    """
     n, device = documents.shape[0], documents.device
 
     def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=rng, device=device)
 
-    least = least_contrast(difficulty)
+    least = least_contrast(difficulty) + 0.25 * thin
     # Signs are seen in any light, most often poor; print is black on white, now and then faint.
     skew = torch.where(documents, 0.35, 0.5 + 0.9 * difficulty)
     contrast = least + (0.97 - least) * rand(n) ** skew

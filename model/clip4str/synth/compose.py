@@ -46,15 +46,16 @@ class Composer:
         aspects = aspects.to(self._device, torch.float32)
         documents = self._rand(masks.shape[0]) < _DOCUMENTS
         placement = place(aspects, self._size, difficulty, documents, self._rng)
-        colours = draw_colours(documents, difficulty, self._rng)
+        # Thin or faint words do not survive the blur that bold ones do.
+        bold = (masks.mean((1, 2)) / 0.35).clamp(0, 1)
+        colours = draw_colours(documents, 1 - bold, difficulty, self._rng)
+        firm = bold.clamp(min=0.45) * (0.5 + colours.contrast).clamp(max=1)
         word = self._weigh(placement.sample(masks), placement, documents, difficulty)
         images = self._surface(colours, documents, difficulty)
         self._add_neighbours(images, masks, placement, colours, difficulty)
         self._add_shadows(images, word, colours, documents, difficulty)
         images = self._print(images, word, colours, documents, difficulty)
         self._add_lines(images, placement, colours, difficulty)
-        # Thin or faint words do not survive the blur that bold ones do.
-        firm = (masks.mean((1, 2)) / 0.35).clamp(0.45, 1) * (0.5 + colours.contrast).clamp(max=1)
         self._photograph(images, placement, colours, documents, firm, difficulty)
         return (images * 255.0 + 0.5).clamp_(0, 255).to(torch.uint8)
 
@@ -190,7 +191,7 @@ class Composer:
             images[scanned] = self._scan(images[scanned], colours.contrast[scanned])
         soft = self._some(n, 0.75 * difficulty)
         if len(soft):
-            span = 0.5 + 2.9 * self._rand(len(soft)) ** 1.6 * firm[soft]
+            span = 0.5 + 2.8 * self._rand(len(soft)) ** 1.3 * firm[soft]
             images[soft] = self._lens.apply(images[soft], span, placement.crop_aspect[soft], self._rng)
         noisy = self._some(n, 0.45 * difficulty)
         if len(noisy):

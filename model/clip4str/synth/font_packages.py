@@ -41,8 +41,11 @@ PACKAGES: tuple[str, ...] = (
 # Faces that are no text in Latin letters (symbols, dingbats, sign language, Slavonic), or whose letters are
 # unusual beyond reading: matched against the file name.
 EXCLUDED = re.compile(
-    r"drm|D050000L|Dingbat|DingBit|Symbol|symbol|Math|math|Emoji|emoji|Awesome|icons|Icons|Countries|asapsym|dantelogo|"
+    r"drm|^smf|Ubuntu-Title|unifur|[kK]eyb|Biolinum_K|QTStoryTime|D050000L|Dingbat|DingBit|Symbol|symbol|Math|math|Emoji|emoji|Awesome|icons|Icons|Countries|asapsym|dantelogo|"
     r"fraktur|Fraktur|hamnosys|phaistos|fontmfizz|svrsym|Church|missaali|Aboensis|beuron|OCRBX|Initial|yinit|aesupp|"
     r"punk|Arabian|Uncial|cmun(bi|bl|orm|ovt|ss)?x|semaphor|3dlet|twemoji|Ponomar|Fedorovsk|Pochaevsk|Triod|Menaion|"
     r"Vilnius|Mezenets|Indiction|Cathisma|Acathist|Voskresensky|Oglavie|Monomakh|Shafarik|Pomorsky|Linotte|frederika"
 )
+
+# Faces with capitals in place of lower case (or small ones) that their shapes alone do not give away.
+CAPITALS = re.compile(r"BecauseWe|^ffm|Humor-Sans|CinzelDecorative|QTPiltdown|lmmonocaps|TomsonTalks")

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clip4str.charset import CHARACTERS
-from clip4str.synth.font_packages import EXCLUDED, PACKAGES
+from clip4str.synth.font_packages import CAPITALS, EXCLUDED, PACKAGES
 
 _INDEX = "fonts.json"
 _APT, _DPKG = "apt-get", "dpkg-deb"
@@ -114,7 +114,8 @@ def inspect(path: Path, relative_to: Path) -> FontFace | None:
     missing = "".join(c for c in CHARACTERS if c not in found)
     if any(c in missing for c in _LETTERS_AND_DIGITS):
         return None
-    one_case = float(np.mean([_likeness(found[c], found[c.upper()]) for c in _TWO_SHAPED])) > _ONE_CASE
+    likeness = float(np.mean([_likeness(found[c], found[c.upper()]) for c in _TWO_SHAPED]))
+    one_case = likeness > _ONE_CASE or CAPITALS.search(path.name) is not None
     weight = float(np.mean([found[c] for c in _TWO_SHAPED + _TWO_SHAPED.upper()]))
     name = font.getname()[0] or path.stem
     family = _STYLE.sub("", name).strip(" -") or name

@@ -20,7 +20,7 @@ _SYMBOLS = "".join(c for c in CHARACTERS if not c.isalnum())
 # Words per language; the share of each language among the words drawn.
 _LANGUAGES = {"en": (60_000, 0.85), "de": (15_000, 0.05), "fr": (15_000, 0.05), "es": (15_000, 0.05)}
 # Frequencies are flattened by this power: rare words must be seen too, common ones still come more often.
-_FLATTEN = 0.5
+_FLATTEN = 0.65
 
 _UNITS = (
     "kg", "g", "mg", "ml", "l", "cm", "mm", "m", "km", "KM", "W", "V", "Hz", "GB", "MB", "pcs", "PCS",
