@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -258,7 +259,9 @@ class Engine:
 def _outcome(place: Place[Job, Reading]) -> Reading | ServiceError:
     outcome = place.outcome
     if isinstance(outcome, Reading):
-        return outcome
+        if math.isfinite(outcome.confidence):
+            return outcome
+        log.error("the model's answer is not finite")
     if isinstance(outcome, (ItemExpiredError, ItemWithdrawnError)):
         return DeadlineExceededError("the crop was not read in time")
     return InternalError("the crop could not be read")

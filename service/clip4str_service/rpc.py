@@ -145,36 +145,44 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             ids = identify(_text(metadata.get(_REQUEST_ID)), _text(metadata.get("traceparent")))
             current_ids.set(ids)
             trailers: tuple[tuple[str, str | bytes], ...] = ((_REQUEST_ID, ids.request_id),)
+            crops = 0
             try:
-                response = await handler.unary_unary(_parsed(handler, message), context)
+                request = _parsed(handler, message)
+                crops = len(getattr(request, "crops", ()))
+                response = await handler.unary_unary(request, context)
             except asyncio.CancelledError:
                 remaining = context.time_remaining()
                 late = remaining is not None and remaining <= 0
-                self._count(method, DeadlineExceededError.code if late else ClientGoneError.code, started)
+                self._count(
+                    method, DeadlineExceededError.code if late else ClientGoneError.code, crops, started
+                )
                 raise
             except Exception as error:  # noqa: BLE001 (the last resort; what is not ours to tell is logged)
                 failure = _as_service_error(error)
-                self._count(method, failure.code, started)
+                self._count(method, failure.code, crops, started)
                 status = rpc_status.to_status(status_of(failure, ids.request_id))
                 await context.abort(status.code, status.details, (*status.trailing_metadata, *trailers))
             else:
-                self._count(method, OK, started)
+                self._count(method, OK, crops, started)
                 context.set_trailing_metadata(trailers)
                 return response
 
         return call
 
-    def _count(self, method: str, code: str, started: float) -> None:
+    def _count(self, method: str, code: str, crops: int, started: float) -> None:
         """Counted before the answer leaves, so that whoever has it finds it counted."""
         seconds = perf_counter() - started
         self._metrics.request(PROTOCOL, method, code, seconds)
-        fields = {
-            "protocol": PROTOCOL,
-            "method": method,
-            "code": code,
-            "duration_ms": round(seconds * 1000, 3),
-        }
-        log.info("answered", extra=fields)
+        log.info(
+            "answered",
+            extra={
+                "protocol": PROTOCOL,
+                "method": method,
+                "code": code,
+                "crops": crops,
+                "duration_ms": round(seconds * 1000, 3),
+            },
+        )
 
 
 def _as_service_error(error: Exception) -> ServiceError:
