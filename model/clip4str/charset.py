@@ -44,7 +44,9 @@ def character_ids(text: str) -> list[int]:
     try:
         return [_ID[character] for character in text]
     except KeyError as error:
-        raise CharsetError(f"{error.args[0]!r} in {text!r} is not one of the {len(CHARACTERS)} known characters") from None
+        raise CharsetError(
+            f"{error.args[0]!r} in {text!r} is not one of the {len(CHARACTERS)} known characters"
+        ) from None
 
 
 def encode(labels: Sequence[str]) -> Tensor:
@@ -85,7 +87,9 @@ def resolve(charset: str) -> str:
     """
     characters = _NAMED_CHARSETS.get(charset, charset)
     if not characters:
-        raise CharsetError(f"charset is empty: name one of {', '.join(_NAMED_CHARSETS)} or list the allowed characters")
+        raise CharsetError(
+            f"charset is empty: name one of {', '.join(_NAMED_CHARSETS)} or list the allowed characters"
+        )
     wanted = set(character_ids(characters))
     return "".join(character for character in CHARACTERS if _ID[character] in wanted)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip4str.config import CLIP_MEAN, CLIP_STD, HALF, VARIANTS, ModelConfig, TextConfig, VisionConfig
+from clip4str.config import HALF, VARIANTS, ModelConfig, TextConfig, VisionConfig
 from clip4str.model import CLIP4STR
 
 State = dict[str, Tensor]
@@ -52,10 +53,16 @@ def resolve(model: str) -> Path:
         found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".ckpt", ".pt"))
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
-            raise CheckpointError(f"{path}: expected one .safetensors, .ckpt or .pt file in this directory, found {names}")
+            raise CheckpointError(
+                f"{path}: expected one .safetensors, .ckpt or .pt file in this directory, found {names}"
+            )
         return found[0]
     if not path.is_file():
-        known = " (a published variant needs a checkpoint: give the path of its file)" if model in VARIANTS else ""
+        known = (
+            " (a published variant needs a checkpoint: give the path of its file)"
+            if model in VARIANTS
+            else ""
+        )
         raise CheckpointError(f"no model file {str(path)!r}{known}")
     return path
 
@@ -83,7 +90,7 @@ def build(checkpoint: Checkpoint) -> CLIP4STR:
     """The checkpoint's model in float32, in evaluation mode. Raises CheckpointError when names or shapes differ."""
     model = CLIP4STR(checkpoint.config)
     try:
-        model.load_state_dict({key: value.float() for key, value in checkpoint.state.items()}, strict=True)
+        model.load_state_dict(checkpoint.state, strict=True)  # copies into float32, whatever the file's dtype
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{checkpoint.name}: weights do not fit the configuration: {first}") from None
@@ -104,10 +111,13 @@ def convert(source: Path, destination: Path) -> None:
     save(destination, build(load(str(source))), dtype=torch.float32)
 
 
-def infer_config(state: Mapping[str, Tensor], hyper_parameters: Mapping[str, Any] | None = None) -> ModelConfig:
+def infer_config(
+    state: Mapping[str, Tensor], hyper_parameters: Mapping[str, Any] | None = None
+) -> ModelConfig:
     """The configuration of published weights: all sizes from the shapes, the rest from the hyper-parameters.
 
-    Raises KeyError naming a weight that is missing.
+    The published evaluation normalises with mean and deviation 0.5, though training did with CLIP's; its
+    figures belong to 0.5. Raises KeyError naming a weight that is missing.
     """
     hyper = hyper_parameters or {}
     vision_width, _, patch, _ = state[_CLIP + "visual.conv1.weight"].shape
@@ -153,8 +163,8 @@ def infer_config(state: Mapping[str, Tensor], hyper_parameters: Mapping[str, Any
 def load_clip_weights(model: CLIP4STR, path: Path) -> None:
     """Start `model`'s encoders from CLIP weights: OpenAI's TorchScript archive or an open_clip state dict.
 
-    Linear and attention weights are rounded to float16 once, as the published training does, and the input
-    normalisation becomes CLIP's. Raises CheckpointError.
+    Convolution, linear and projection weights are rounded to float16 once, as the published training does.
+    Raises CheckpointError.
     """
     state = _read_clip(path)
     target = model.clip_model
@@ -168,11 +178,6 @@ def load_clip_weights(model: CLIP4STR, path: Path) -> None:
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: CLIP weights do not fit {model.config.variant}: {first}") from None
-
-
-def clip_normalisation() -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation with which CLIP was trained, RGB in [0, 1]."""
-    return CLIP_MEAN, CLIP_STD
 
 
 def _is_rounded(key: str) -> bool:
@@ -197,7 +202,9 @@ def _read_safetensors(path: Path) -> tuple[State, ModelConfig]:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     if _METADATA_KEY not in metadata:
-        raise CheckpointError(f"{path}: no {_METADATA_KEY!r} configuration in its metadata; was it written by clip4str?")
+        raise CheckpointError(
+            f"{path}: no {_METADATA_KEY!r} configuration in its metadata; was it written by clip4str?"
+        )
     try:
         return state, ModelConfig.from_dict(json.loads(metadata[_METADATA_KEY]))
     except (ValueError, KeyError, TypeError) as error:
@@ -206,10 +213,20 @@ def _read_safetensors(path: Path) -> tuple[State, ModelConfig]:
 
 def _unpickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd files; those that matter raise
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({first[:200]})") from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a zip archive holds code beside its tensors, as OpenAI's CLIP files do."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _as_state(content: Any, path: Path) -> State:
@@ -223,10 +240,11 @@ def _read_clip(path: Path) -> State:
         raise CheckpointError(f"no CLIP file {str(path)!r}")
     if path.suffix == ".safetensors":
         return load_file(path)
-    try:
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())  # OpenAI's archives
-    except RuntimeError:
-        content = _unpickle(path)
+    if _is_torchscript(path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the format is deprecated, OpenAI's files remain
+            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
+    content = _unpickle(path)
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     return {key.removeprefix("module."): value for key, value in _as_state(content, path).items()}

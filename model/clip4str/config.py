@@ -26,7 +26,9 @@ class VisionConfig:
     width: int
     layers: int
     heads: int
-    stem_channels: tuple[int, ...] = ()  # hidden channels of a convolutional stem; empty: one linear patch projection
+    stem_channels: tuple[
+        int, ...
+    ] = ()  # hidden channels of a convolutional stem; empty: one linear patch projection
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -77,20 +79,34 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`. Raises KeyError or TypeError when fields are missing or unknown."""
-        vision = {k: tuple(v) if isinstance(v, list) else v for k, v in values["vision"].items()}
-        rest = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k not in ("vision", "text")}
-        return cls(vision=VisionConfig(**vision), text=TextConfig(**values["text"]), **rest)
+        fields: dict[str, Any] = _tuples(values)
+        fields["vision"] = VisionConfig(**_tuples(values["vision"]))
+        fields["text"] = TextConfig(**values["text"])
+        return cls(**fields)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples: its lists become tuples again."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def clip_variant(
-    variant: str, *, patch: int, vision: tuple[int, int], text: tuple[int, int], embed_dim: int, image: int = 224
+    variant: str,
+    *,
+    patch: int,
+    vision: tuple[int, int],
+    text: tuple[int, int],
+    embed_dim: int,
+    image: int = 224,
 ) -> ModelConfig:
-    """A published CLIP4STR size: `vision` and `text` are (width, layers); a head is always 64 wide."""
+    """A published CLIP4STR size, as it is trained: `vision` and `text` are (width, layers); a head is 64 wide."""
     return ModelConfig(
         variant=variant,
         vision=VisionConfig((image, image), (patch, patch), vision[0], vision[1], vision[0] // 64),
         text=TextConfig("bpe", 49408, 77, 16, text[0], text[1], text[0] // 64),
         embed_dim=embed_dim,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
         freeze_text_layers=6,
     )
 
@@ -98,7 +114,9 @@ def clip_variant(
 VARIANTS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         variant="tiny",
-        vision=VisionConfig((32, 128), (32, 4), width=256, layers=3, heads=4, stem_channels=(32, 48, 96, 144)),
+        vision=VisionConfig(
+            (32, 128), (32, 4), width=256, layers=3, heads=4, stem_channels=(32, 48, 96, 144)
+        ),
         text=TextConfig("character", 97, 27, 27, width=192, layers=2, heads=3),
         embed_dim=256,
         decoder_heads=4,

@@ -65,7 +65,10 @@ class Decoded:
 
 @torch.inference_mode()
 def decode(
-    model: CLIP4STR, pixels: Tensor, allowed: Tensor | None = None, options: DecodingOptions = DecodingOptions()
+    model: CLIP4STR,
+    pixels: Tensor,
+    allowed: Tensor | None = None,
+    options: DecodingOptions = DecodingOptions(),
 ) -> Decoded:
     """Read normalised pixels [N, 3, H, W] with both branches.
 
@@ -145,7 +148,9 @@ def refine(
     visible = torch.minimum(_first_eos(read), steps - 1)  # [N]: characters of the context
     column = torch.arange(ids.shape[1], device=ids.device)
     position = torch.arange(limit, device=ids.device)
-    not_itself = column != position[:, None] + 1  # [Q, C]: query i predicts the character at context column i + 1
+    not_itself = (
+        column != position[:, None] + 1
+    )  # [Q, C]: query i predicts the character at context column i + 1
     within = column <= visible[:, None]  # [N, C]
     mask = (within[:, None, :] & not_itself).unsqueeze(1)  # [N, 1, Q, C]
     content = decoder.project_content(ids)

@@ -10,7 +10,7 @@ at training. N batch, S image tokens, L text tokens, D shared dimension, C conte
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +58,15 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         query = self._split(F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, memory.key, memory.value, attn_mask=mask, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(
+            query, memory.key, memory.value, attn_mask=mask, dropout_p=dropout
+        )
         merged: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))  # [N, heads, Q, d] -> [N, Q, D]
         return merged
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, tokens, D] -> [N, heads, tokens, d]
+        split: Tensor = x.unflatten(-1, (self.heads, -1))
+        return split.transpose(1, 2)  # [N, tokens, D] -> [N, heads, tokens, d]
 
 
 class DecoderLayer(nn.Module):
@@ -86,7 +89,8 @@ class DecoderLayer(nn.Module):
         query = query + self.dropout(self.self_attn(self.norm_q(query), content, mask))
         query = query + self.dropout(self.cross_attn(self.norm1(query), memory))
         hidden = self.dropout(F.gelu(self.linear1(self.norm2(query))))
-        return query + self.dropout(self.linear2(hidden))
+        out: Tensor = query + self.dropout(self.linear2(hidden))
+        return out
 
 
 class TokenEmbedding(nn.Module):
@@ -108,7 +112,9 @@ class Decoder(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.pos_queries = nn.Parameter(torch.empty(1, config.steps, dim))
-        self.layers = nn.ModuleList([DecoderLayer(dim, config.decoder_heads, config.decoder_mlp_ratio, config.dropout)])
+        self.layers = nn.ModuleList(
+            [DecoderLayer(dim, config.decoder_heads, config.decoder_mlp_ratio, config.dropout)]
+        )
         self.text_embed = TokenEmbedding(dim)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, CLASSES)
@@ -116,9 +122,8 @@ class Decoder(nn.Module):
 
     @property
     def layer(self) -> DecoderLayer:
-        layer = self.layers[0]
-        assert isinstance(layer, DecoderLayer)
-        return layer
+        """The one layer; `layers` is a list for the published parameter names' sake."""
+        return cast("DecoderLayer", self.layers[0])
 
     def project_memory(self, memory: Tensor) -> KeyValue:
         """Keys and values of the encoders' features [N, tokens, D]; the memory itself is not normalised."""

@@ -117,7 +117,9 @@ class Recognizer:
         self.info = info
 
     @classmethod
-    def load(cls, model: str = "default", *, device: str | None = None, precision: str = "auto") -> Recognizer:
+    def load(
+        cls, model: str = "default", *, device: str | None = None, precision: str = "auto"
+    ) -> Recognizer:
         """Load "default", a checkpoint's path or a directory with one.
 
         `device`: "cpu", "cuda", "cuda:N" or None for the best there is; `precision`: auto, fp32, bf16, fp16.
@@ -145,7 +147,9 @@ class Recognizer:
         """PIL image of any mode -> the model's pixels, uint8 [3, H, W]. Safe to call from several threads."""
         return prepare(image, self.info.image_size)
 
-    def read(self, images: Sequence[Image.Image], top_k: int = 0, charset: str | None = None) -> list[Reading]:
+    def read(
+        self, images: Sequence[Image.Image], top_k: int = 0, charset: str | None = None
+    ) -> list[Reading]:
         """Read word crops, in order, all with the same options. Raises ValueError for bad options."""
         options = ReadOptions(top_k, charset)
         return self.read_prepared([self.prepare(image) for image in images], [options] * len(images))
@@ -205,4 +209,6 @@ def _alternatives(probabilities: Tensor, chosen: int, top_k: int) -> tuple[Alter
     others[[EOS, chosen]] = 0.0
     confidences, ids = others.topk(top_k)
     pairs = zip(ids.tolist(), confidences.tolist(), strict=True)
-    return tuple(Alternative(CHARACTERS[index - 1], confidence) for index, confidence in pairs if confidence > 0.0)
+    return tuple(
+        Alternative(CHARACTERS[index - 1], confidence) for index, confidence in pairs if confidence > 0.0
+    )

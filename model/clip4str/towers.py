@@ -7,9 +7,11 @@ CLIP4STR does even for weights pre-trained otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import open_clip
+import regex  # type: ignore[import-untyped]  # shipped without type information
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from clip4str.charset import BOS, EOS, PAD, character_ids
 from clip4str.config import ModelConfig, TextConfig, VisionConfig
 
 _BPE_START, _BPE_END, _BPE_PAD = 49406, 49407, 0
+_BPE_SPECIAL = {"<|startoftext|>": _BPE_START, "<|endoftext|>": _BPE_END}
 
 
 class ConvStem(nn.Module):
@@ -52,7 +55,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv(channels, channels, stride=1), *_conv(channels, channels, stride=1)[:2])
+        self.body = nn.Sequential(
+            *_conv(channels, channels, stride=1), *_conv(channels, channels, stride=1)[:2]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(x + self.body(x))
@@ -74,7 +79,7 @@ def build_clip(vision: VisionConfig, text: TextConfig, embed_dim: int) -> CLIP:
             layers=vision.layers,
             width=vision.width,
             head_width=vision.width // vision.heads,
-            patch_size=vision.patch_size,  # type: ignore[arg-type]  # open_clip takes pairs, its annotation says int
+            patch_size=vision.patch_size,  # a pair, as open_clip takes it
             image_size=vision.image_size,
             output_tokens=True,
         ),
@@ -98,6 +103,28 @@ def encode_image(clip: CLIP, pixels: Tensor) -> Tensor:
     return torch.cat([pooled.unsqueeze(1), tokens @ clip.visual.proj], dim=1)
 
 
+def encode_image_with_inputs(
+    clip: CLIP, pixels: Tensor, blocks: Sequence[int]
+) -> tuple[Tensor, list[Tensor]]:
+    """As `encode_image`, and what goes into each of these vision blocks: [N, S, vision width] each."""
+    inputs: dict[int, Tensor] = {}
+
+    def keep(block: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(_: nn.Module, arguments: tuple[Tensor]) -> None:
+            inputs[block] = arguments[0]
+
+        return hook
+
+    layers = clip.visual.transformer.resblocks
+    hooks = [layers[block].register_forward_pre_hook(keep(block)) for block in blocks]
+    try:
+        features = encode_image(clip, pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return features, [inputs[block] for block in blocks]
+
+
 def encode_text(clip: CLIP, tokens: Tensor) -> Tensor:
     """Caption tokens int64 [N, L] -> text features [N, L, D] of all positions, those after the end included."""
     length = tokens.shape[1]
@@ -109,7 +136,20 @@ def encode_text(clip: CLIP, tokens: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _bpe() -> open_clip.SimpleTokenizer:
-    return open_clip.SimpleTokenizer()
+    """CLIP's tokenizer, with the special tokens in CLIP's own spelling: a caption may hold them literally.
+
+    open_clip spells them otherwise; all else is the same.
+    """
+    tokenizer = open_clip.SimpleTokenizer()
+    spelling = zip(("<start_of_text>", "<end_of_text>"), _BPE_SPECIAL.items(), strict=True)
+    pattern = tokenizer.pat.pattern
+    for theirs, (token, index) in spelling:
+        pattern = pattern.replace(theirs, regex.escape(token))
+        tokenizer.encoder[token] = index
+        tokenizer.cache[token] = token
+        del tokenizer.cache[theirs]
+    tokenizer.pat = regex.compile(pattern, tokenizer.pat.flags)
+    return tokenizer
 
 
 def tokenize(captions: list[str], config: ModelConfig) -> Tensor:
@@ -125,4 +165,3 @@ def tokenize(captions: list[str], config: ModelConfig) -> Tensor:
         rows = [[_BPE_START, *_bpe().encode(caption)[: length - 2], _BPE_END] for caption in captions]
         pad = _BPE_PAD
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows]).view(len(captions), length)
-

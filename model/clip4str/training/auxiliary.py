@@ -24,7 +24,9 @@ class ColumnClassifier(nn.Module):
         self.head = nn.Linear(config.embed_dim, CLASSES)
 
     def forward(self, image_features: Tensor) -> Tensor:
-        columns = image_features[:, 1:].unflatten(1, self.grid).mean(1)  # [N, rows, columns, D] -> [N, columns, D]
+        columns = (
+            image_features[:, 1:].unflatten(1, self.grid).mean(1)
+        )  # [N, rows, columns, D] -> [N, columns, D]
         logits: Tensor = self.head(columns)
         return logits.float().log_softmax(-1).transpose(0, 1)
 

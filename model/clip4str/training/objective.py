@@ -61,7 +61,11 @@ def permutations(length: int, count: int, rng: np.random.Generator) -> Tensor:
     if length <= 4:
         everything = list(itertools.permutations(range(length)))
         others = [list(everything[index]) for index in _POOL_INDICES[length][1:]]
-        orders += [others[index] for index in rng.choice(len(others), wanted - 1, replace=False)] if wanted > 1 else []
+        orders += (
+            [others[index] for index in rng.choice(len(others), wanted - 1, replace=False)]
+            if wanted > 1
+            else []
+        )
     else:
         orders += [rng.permutation(length).tolist() for _ in range(wanted - 1)]
     rows = []
@@ -117,7 +121,9 @@ def permuted_losses(
     cross = cross.float().unflatten(0, (-1, count))  # [N, K, n + 1, 95]
 
     labels = wanted.unsqueeze(1).repeat(1, count, 1)  # [N, K, n + 1]
-    labels[:, 2:] = labels[:, 2:].masked_fill(labels[:, 2:] == EOS, PAD)  # EOS is learnt in the first two orders
+    labels[:, 2:] = labels[:, 2:].masked_fill(
+        labels[:, 2:] == EOS, PAD
+    )  # EOS is learnt in the first two orders
     visual_loss = F.cross_entropy(visual.flatten(0, 2), labels.flatten(), ignore_index=PAD)
     cross_loss = F.cross_entropy(cross.flatten(0, 2), labels.flatten(), ignore_index=PAD)
     total = visual_loss + options.cross_loss_weight * cross_loss

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,44 +41,48 @@ class Trainer:
         self.model = _initial_model(recipe).to(self.device).train()
         self.columns = ColumnClassifier(self.model.config).to(self.device)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-        self.optimizer = torch.optim.AdamW(_groups(recipe, self.model, self.columns), betas=(0.9, 0.98), eps=1e-6)
+        self.optimizer = torch.optim.AdamW(
+            _groups(recipe, self.model, self.columns), betas=(0.9, 0.98), eps=1e-6
+        )
         self.samples = 0
-        self.started_at = 0
         recipe.output.mkdir(parents=True, exist_ok=True)
         if self._state_file.exists():
             self._restore()
 
     @property
     def _state_file(self) -> Path:
-        return self.recipe.output / "state.pt"
+        return self.recipe.output / "run.state"
 
     def run(self) -> None:
         """Train to the recipe's end; write `model.safetensors` there and at each validation."""
         recipe = self.recipe
         batches = self._batches()
-        totals: dict[str, float] = {}
-        steps, started = 0, time.perf_counter()
         while self.samples < recipe.samples:
-            for name, value in self.step(next(batches)).items():
-                totals[name] = totals.get(name, 0.0) + value
-            steps += 1
-            before = self.samples - recipe.batch_size
-            if _crossed(before, self.samples, recipe.save_every):
-                self._save()
-                elapsed = time.perf_counter() - started
-                means = {name: round(value / steps, 4) for name, value in totals.items()}
-                self._record({"crops_per_second": round(steps * recipe.batch_size / elapsed, 1), **means})
-                totals, steps, started = {}, 0, time.perf_counter()
-            if _crossed(before, self.samples, recipe.validate_every) or self.samples >= recipe.samples:
+            until = min(recipe.samples, (self.samples // recipe.save_every + 1) * recipe.save_every)
+            self._record(self._train_until(until, batches))
+            self._save()
+            validation_due = _crossed(self.samples - recipe.save_every, self.samples, recipe.validate_every)
+            if validation_due or self.samples >= recipe.samples:
                 self._export()
                 self._record(self.validate())
-                started = time.perf_counter()
+
+    def _train_until(self, samples: int, batches: Iterator[SyntheticBatch]) -> dict[str, float]:
+        """Train; returns the speed and the mean of every loss."""
+        history: list[dict[str, float]] = []
+        before, started = self.samples, time.perf_counter()
+        while self.samples < samples:
+            history.append(self.step(next(batches)))
+        speed = (self.samples - before) / (time.perf_counter() - started)
+        means = {name: [step[name] for step in history if name in step] for name in history[-1]}
+        return {"crops_per_second": round(speed, 1)} | {
+            name: round(sum(values) / len(values), 4) for name, values in means.items()
+        }
 
     def step(self, batch: SyntheticBatch) -> dict[str, float]:
         """One optimiser step; returns its losses."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * self._schedule()
+            group["lr"] = recipe.learning_rate * self.learning_rate_factor()
         targets = encode(batch.labels).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
             features = self.model.encode_image(self.model.normalize(batch.images))
@@ -131,8 +136,8 @@ class Trainer:
         loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=16)
         return iter(loader)
 
-    def _schedule(self) -> float:
-        """Learning rate factor: linear warm-up, constant, linear decay to 0.01."""
+    def learning_rate_factor(self) -> float:
+        """Of the peak, now: linear warm-up, constant, linear decay to 0.01."""
         recipe = self.recipe
         warm = (self.samples + recipe.batch_size) / max(1, recipe.warmup)
         left = (recipe.samples - self.samples) / max(1, recipe.decay)
@@ -142,9 +147,7 @@ class Trainer:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _export(self) -> None:
-        averaged = self.ema.module
-        assert isinstance(averaged, CLIP4STR)
-        checkpoint.save(self.recipe.output / "model.safetensors", averaged)
+        checkpoint.save(self.recipe.output / "model.safetensors", cast("CLIP4STR", self.ema.module))
 
     def _record(self, values: dict[str, float]) -> None:
         line = json.dumps({"samples": self.samples, **values})
