@@ -24,7 +24,7 @@ from clip4str.charset import CHARACTERS
 from clip4str.synth.font_packages import CAPITALS, EXCLUDED, PACKAGES
 
 _INDEX = "fonts.json"
-_APT, _DPKG = "apt-get", "dpkg-deb"
+_APT, _APT_CACHE, _DPKG = "apt-get", "apt-cache", "dpkg-deb"
 _PROBE_SIZE = 48
 _GLYPH_SIZE = 24
 _BUNDLED = ""
@@ -131,7 +131,6 @@ class FontLibrary:
         for face in faces:
             families.setdefault(face.family, []).append(face)
         self.families: tuple[tuple[FontFace, ...], ...] = tuple(tuple(f) for _, f in sorted(families.items()))
-        self._loaded: dict[tuple[str, int], ImageFont.FreeTypeFont] = {}
 
     @classmethod
     def open(cls, folder: Path | None) -> "FontLibrary":
@@ -158,13 +157,8 @@ class FontLibrary:
         return cls(folder, faces)
 
     def load(self, face: FontFace, size: int) -> ImageFont.FreeTypeFont:
-        """The face at a size in pixels; kept open, as opening costs more than drawing a word."""
-        key = (face.path, size)
-        font = self._loaded.get(key)
-        if font is None:
-            path = self._folder / face.path if self._folder is not None else None
-            font = self._loaded[key] = _open(path, size)
-        return font
+        """The face at a size in pixels. Opening takes a fraction of drawing a word, so none is kept in memory."""
+        return _open(self._folder / face.path if self._folder is not None else None, size)
 
     def choose(self, label: str, rng: np.random.Generator) -> FontFace | None:
         """A face that can draw the label: a family first, then a face of it. None after many failed tries.
@@ -197,9 +191,10 @@ def index_fonts(folder: Path) -> int:
 def collect(destination: Path) -> int:
     """Download the Debian packages, unpack their fonts and licences, and index them; returns the faces kept.
 
-    Raises FontError where the Debian tools are absent or a download fails.
+    Packages that this release of the distribution does not have are left out. Raises FontError where the Debian
+    tools are absent or a download fails.
     """
-    for tool in (_APT, _DPKG):
+    for tool in (_APT, _APT_CACHE, _DPKG):
         if shutil.which(tool) is None:
             raise FontError(
                 f"{tool} was not found: collecting needs Debian or Ubuntu; any folder of fonts works"
@@ -207,7 +202,12 @@ def collect(destination: Path) -> int:
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            subprocess.run([_APT, "download", "-q", *PACKAGES], cwd=folder, check=True)
+            names = subprocess.run([_APT_CACHE, "pkgnames"], check=True, capture_output=True, text=True)
+            available = set(names.stdout.split())
+            wanted = [package for package in PACKAGES if package in available]
+            if not wanted:
+                raise FontError("none of the font packages is known here; run apt-get update first")
+            subprocess.run([_APT, "download", "-q", *wanted], cwd=folder, check=True)
             for package in sorted(Path(folder).glob("*.deb")):
                 _unpack(package, destination / re.sub(r"_.*", "", package.name))
         except subprocess.CalledProcessError as error:

@@ -9,8 +9,8 @@ from clip4str.synth.fonts import FontLibrary
 
 #: Height and width of a mask in pixels; finer than the 32x128 crops, so that warping does not blur them.
 MASK_SIZE = (40, 160)
-# Sizes in pixels at which faces are opened; a few only, as every one kept open costs memory.
-_FONT_SIZES = (40, 56)
+# Sizes in pixels at which words are drawn: about the height of the mask, some more to keep short words sharp.
+_FONT_SIZES = (36, 60)
 # A box narrower than this (width / height) gets room at its sides: nobody crops an "l" to its ink alone.
 _LEAST_ASPECT = 0.45
 
@@ -32,7 +32,7 @@ def render_word(label: str, fonts: FontLibrary, rng: np.random.Generator) -> Wor
     face = fonts.choose(label, rng)
     if face is None:
         return None
-    font = fonts.load(face, _FONT_SIZES[int(rng.random() * len(_FONT_SIZES))])
+    font = fonts.load(face, int(rng.integers(*_FONT_SIZES)))
     return draw_word(label, font, rng)
 
 
