@@ -6,13 +6,16 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from clip4str import checkpoint
@@ -30,6 +33,8 @@ from clip4str.training.recipe import Recipe, read_recipe
 
 log = logging.getLogger(__name__)
 
+_FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
 
 class Trainer:
     """One run of a recipe. Its state file lets a stopped run go on."""
@@ -40,7 +45,7 @@ class Trainer:
         self.device = resolve_device(None)
         self.model = _initial_model(recipe).to(self.device).train()
         self.columns = ColumnClassifier(self.model.config).to(self.device)
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self.ema = AveragedModel(self.model, avg_fn=partial(_moving_average, recipe.ema), use_buffers=True)
         self.optimizer = torch.optim.AdamW(
             _groups(recipe, self.model, self.columns), betas=(0.9, 0.98), eps=1e-6
         )
@@ -84,7 +89,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * self.learning_rate_factor()
         targets = encode(batch.labels).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
+        with self._precision():
             features = self.model.encode_image(self.model.normalize(batch.images))
             losses = {"columns": self.columns.loss(features, targets)}
             total = losses["columns"]
@@ -143,6 +148,16 @@ class Trainer:
         left = (recipe.samples - self.samples) / max(1, recipe.decay)
         return max(0.01, min(1.0, warm, left))
 
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Mixed precision if wanted; on a CPU, plain attention: words are short, its fused kernel is slower."""
+        backends = [SDPBackend.MATH] if self.device.type == "cpu" else list(_FUSED)
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16),
+            sdpa_kernel(backends),
+        ):
+            yield
+
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
@@ -197,6 +212,14 @@ def _groups(recipe: Recipe, *modules: nn.Module) -> list[dict[str, object]]:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def _moving_average(decay: float, average: Tensor, value: Tensor, updates: Tensor | int) -> Tensor:
+    """Exponential moving average whose decay grows with the number of updates, to forget the random start."""
+    if not value.is_floating_point():
+        return value  # a counter
+    count = float(updates)
+    return torch.lerp(value, average, min(decay, (1 + count) / (10 + count)))
 
 
 def _crossed(before: int, after: int, interval: int) -> bool:
