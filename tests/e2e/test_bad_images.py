@@ -54,7 +54,7 @@ def transparent_png(content: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that declares its size and holds no pixels."""
+    """The head of a PNG: its declared size and nothing after it."""
     fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     checksum = struct.pack(">I", zlib.crc32(b"IHDR" + fields))
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(fields)) + b"IHDR" + fields + checksum
