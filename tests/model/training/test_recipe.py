@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from clip4str import training
 from clip4str.training.recipe import RecipeError, read_recipe
 
 
@@ -39,3 +40,15 @@ def test_refused(text: str, message: str, tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml")
+
+
+RECIPES = sorted((Path(training.__file__).parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert read_recipe(path).variant == "tiny"
+
+
+def test_recipes_are_shipped() -> None:
+    assert [path.name for path in RECIPES] == ["tiny-1.yaml", "tiny-2.yaml", "tiny-3.yaml"]
