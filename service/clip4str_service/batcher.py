@@ -30,7 +30,7 @@ class BatcherFullError(Exception):
 
 
 class BatcherClosedError(Exception):
-    """The batcher takes no more items."""
+    """The batcher takes no more items, or runs no more."""
 
 
 class ItemExpiredError(Exception):
@@ -160,6 +160,7 @@ class Batcher(Generic[T, R]):
         self._emptied: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._stopped = False
 
     @property
     def queued(self) -> int:
@@ -199,7 +200,9 @@ class Batcher(Generic[T, R]):
         now = asyncio.get_running_loop().time()
         self._preparing -= 1
         place.submitted_at = now
-        if place.admission.deadline <= now:
+        if self._stopped:
+            self._settle(place, BatcherClosedError())
+        elif place.admission.deadline <= now:
             self._settle(place, ItemExpiredError())
             self._observer.dropped("deadline")
         else:
@@ -232,10 +235,13 @@ class Batcher(Generic[T, R]):
             await self._emptied
 
     async def stop(self) -> None:
-        """Stops running batches; what still waits is never run."""
+        """Runs no more batches. The outcome of what has none yet, and of what still comes, is the closure."""
+        self._closed = self._stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        for place in self._in_turn():
+            self._settle(place, BatcherClosedError())
 
     async def _serve(self) -> None:
         while True:
@@ -306,6 +312,12 @@ class Batcher(Generic[T, R]):
                 raise RuntimeError(f"the runner gave {len(outcomes)} outcomes for {len(batch)} items")
         except Exception as error:  # noqa: BLE001 (whatever it is, it is the outcome of these items alone)
             outcomes = [error] * len(batch)
+        except asyncio.CancelledError:
+            self._finish(batch, [BatcherClosedError()] * len(batch))
+            raise
+        self._finish(batch, outcomes)
+
+    def _finish(self, batch: Sequence[Place[T, R]], outcomes: Sequence[R | Exception]) -> None:
         now = asyncio.get_running_loop().time()
         self.running -= len(batch)
         for place, outcome in zip(batch, outcomes, strict=True):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from clip4str_service.batcher import (
     Admission,
     Batcher,
+    BatcherClosedError,
     BatcherFullError,
     Bounds,
     ItemExpiredError,
@@ -122,13 +123,14 @@ class Engine:
             raise NotReadyError("the model is still being loaded")
 
     async def drain(self) -> bool:
-        """Takes no more crops; waits for those accepted. False when the time for it ran out."""
+        """Takes no more crops; waits for those accepted. False when its time ran out and some were given up."""
         self._phase = Phase.DRAINING
         self._batcher.close()
         try:
             async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
                 await self._batcher.drained()
         except TimeoutError:
+            await self._batcher.stop()
             return False
         return True
 
@@ -144,8 +146,10 @@ class Engine:
     ) -> Answer:
         """Reads encoded crops. One that fails, or already failed in the front end, has its error as outcome.
 
+        The crops that are not read within the options' timeout fail with it, alone.
+
         Args:
-            deadline: of the call, as a time of the event loop; that of the options holds as well.
+            deadline: of the call as a whole, as a time of the event loop.
 
         Raises:
             ServiceError: the request fails as a whole.
@@ -154,16 +158,20 @@ class Engine:
         self.check_ready()
         self._check_count(len(crops))
         timeout_ms = options.timeout_ms or self._settings.default_timeout_ms
-        own_deadline = arrived + timeout_ms / 1000
-        deadline = own_deadline if deadline is None else min(own_deadline, deadline)
-        admission = self._admit(crops, options, deadline)
+        give_up = arrived + timeout_ms / 1000
+        if deadline is not None:
+            give_up = min(give_up, deadline)
+        admission = self._admit(crops, options, give_up)
         errors: dict[int, ServiceError] = {}
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(give_up):
                 await self._prepare_all(crops, errors, admission, options)
                 await admission.settled()
         except TimeoutError:
             admission.withdraw_all("deadline")
+            if give_up == deadline:
+                self._metrics.failed(DeadlineExceededError.code, len(crops))
+                raise DeadlineExceededError("the deadline of the call passed") from None
         except asyncio.CancelledError:
             admission.withdraw_all("cancelled")
             self._metrics.failed(ClientGoneError.code, len(crops))
@@ -262,6 +270,8 @@ def _outcome(place: Place[Job, Reading]) -> Reading | ServiceError:
         if math.isfinite(outcome.confidence):
             return outcome
         log.error("the model's answer is not finite")
+    if isinstance(outcome, BatcherClosedError):
+        return DrainingError("the service stopped before the crop was read")
     if isinstance(outcome, (ItemExpiredError, ItemWithdrawnError)):
         return DeadlineExceededError("the crop was not read in time")
     return InternalError("the crop could not be read")

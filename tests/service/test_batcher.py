@@ -200,6 +200,24 @@ def test_closed_batcher_finishes_what_it_took() -> None:
     with_batcher(scenario)
 
 
+def test_stopped_batcher_settles_everything() -> None:
+    async def scenario(batcher: Batcher[int, int]) -> None:
+        running = submitted(batcher, *range(4))
+        waiting = submitted(batcher, 5, 6)
+        await asyncio.sleep(0.001)
+        preparing = batcher.admit([1], urgent=False, deadline=FOREVER)
+        await batcher.stop()
+        preparing.submit(0, 7)
+        for admission in (running, waiting, preparing):
+            await admission.settled()
+            assert {type(outcome) for outcome in outcomes(admission)} == {BatcherClosedError}
+        assert (batcher.queued, batcher.running) == (0, 0)
+        with pytest.raises(BatcherClosedError):
+            batcher.admit([1], urgent=True, deadline=FOREVER)
+
+    assert with_batcher(scenario).batches == [[0, 1, 2, 3]]
+
+
 def test_serving_tells_whether_batches_are_run() -> None:
     async def play() -> None:
         runner = Runner()

@@ -1,0 +1,328 @@
+"""The engine: one outcome for each crop, whatever happens to it or to its neighbours."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from clip4str_service.engine import Answer, Engine
+from clip4str_service.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ImageTooLargeError,
+    InternalError,
+    InvalidRequestError,
+    NotReadyError,
+    OverloadedError,
+    ServiceError,
+    TooManyCropsError,
+    UndecodableImageError,
+)
+from clip4str_service.metrics import Metrics
+from clip4str_service.options import Options, Priority
+from clip4str_service.readings import Reading
+from clip4str_service.worker import WorkerStartError
+from tests.service.pixel_worker import GARBLED, MODEL, POISON, PixelWorker, plain, settings
+
+
+class Stage:
+    """A started engine, its worker and its metrics."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.worker = PixelWorker()
+        self.metrics = Metrics()
+        self.engine = Engine(self.worker, settings(**changes), self.metrics)
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"clip4str_{name}", labels) or 0.0
+
+    async def until(self, value: float, name: str, **labels: str) -> None:
+        """Returns when a metric has a value."""
+        while self.value(name, **labels) != value:  # noqa: ASYNC110 (metrics raise no event)
+            await asyncio.sleep(0.001)
+
+    async def until_running(self, crops: int) -> None:
+        await self.until(crops, "inflight_crops")
+
+    async def until_prepared(self, crops: int) -> None:
+        """Returns when so many crops, of all, wait or were run."""
+        await self.until(crops, "stage_duration_seconds_count", stage="preprocess")
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def started(**changes: Any) -> AsyncIterator[Stage]:
+    stage = Stage(**changes)
+    await stage.engine.start()
+    try:
+        yield stage
+    finally:
+        stage.worker.gate.set()
+        await stage.engine.drain()
+        await stage.engine.stop()
+
+
+def said(answer: Answer) -> list[str | type[ServiceError]]:
+    """The text of each crop, or the kind of its error."""
+    return [outcome.text if isinstance(outcome, Reading) else type(outcome) for outcome in answer.outcomes]
+
+
+async def test_crops_are_read_in_order() -> None:
+    colours = [f"#{index:02X}{255 - index:02X}7F" for index in range(100)]
+    async with started(max_batch=16) as stage:
+        answer = await stage.engine.recognize([plain(colour) for colour in colours], Options())
+        assert said(answer) == [colour[1:] for colour in colours]
+        assert answer.model == MODEL
+        assert sum(stage.worker.batches) == 100
+        assert max(stage.worker.batches) <= 16
+
+
+async def test_bad_crops_fail_alone() -> None:
+    crops: list[bytes | ServiceError] = [plain("#010203"), b"", plain("#040506"), b"\xff\xd8\xff"]
+    crops += [ImageTooLargeError("by the front end"), plain()]
+    async with started() as stage:
+        answer = await stage.engine.recognize(crops, Options())
+        assert said(answer) == [
+            "010203",
+            UndecodableImageError,
+            "040506",
+            UndecodableImageError,
+            ImageTooLargeError,
+            "ABCDEF",
+        ]
+        assert stage.value("crops_total", outcome="ok") == 3
+        assert stage.value("crops_total", outcome="undecodable_image") == 2
+        assert stage.value("crops_total", outcome="image_too_large") == 1
+        assert stage.value("queued_crops") == stage.value("inflight_crops") == 0
+
+
+async def test_options_reach_the_worker() -> None:
+    async with started() as stage:
+        answer = await stage.engine.recognize([plain("#1A2B3C")], Options(top_k=3, charset="digits"))
+    (reading,) = answer.outcomes
+    assert isinstance(reading, Reading)
+    assert reading.text == "123"
+    assert [len(character.alternatives) for character in reading.cross_modal.characters] == [3, 3, 3]
+
+
+async def test_limits_come_from_the_settings() -> None:
+    async with started(max_crop_pixels=100, max_crop_bytes=200) as stage:
+        crops = [plain(size=(11, 10)), plain(size=(10, 10)), bytes(201)]
+        answer = await stage.engine.recognize(crops, Options())
+        assert said(answer) == [ImageTooLargeError, "ABCDEF", ImageTooLargeError]
+
+
+@pytest.mark.parametrize(("count", "error"), [(0, InvalidRequestError), (129, TooManyCropsError)])
+async def test_wrong_number_of_crops_fails_whole(count: int, error: type[ServiceError]) -> None:
+    async with started() as stage:
+        with pytest.raises(error):
+            await stage.engine.recognize([b""] * count, Options())
+
+
+async def test_life() -> None:
+    stage = Stage()
+    engine = stage.engine
+    for ask in (engine.check_ready, lambda: engine.model):
+        with pytest.raises(NotReadyError):
+            ask()
+    with pytest.raises(NotReadyError):
+        await engine.recognize([plain()], Options())
+    assert stage.value("ready") == 0
+    await engine.start()
+    engine.check_ready()
+    assert stage.value("ready") == 1
+    assert engine.model == MODEL
+    assert await engine.drain()
+    assert stage.value("ready") == 0
+    with pytest.raises(DrainingError):
+        await engine.recognize([plain()], Options())
+    assert engine.model == MODEL
+    await engine.stop()
+
+
+async def test_worker_that_cannot_start() -> None:
+    engine = Engine(PixelWorker("no such model"), settings(), Metrics())
+    with pytest.raises(WorkerStartError, match="no such model"):
+        await engine.start()
+    assert not engine.ready
+    await engine.drain()
+    with pytest.raises(NotReadyError):
+        _ = engine.model
+    await engine.stop()
+
+
+async def test_full_queue_sheds_whole_requests() -> None:
+    async with started(queue_crops=4, max_crops=4, max_batch=2) as stage:
+        stage.worker.gate.clear()
+        first = asyncio.create_task(stage.engine.recognize([plain()] * 3, Options()))
+        await stage.until_running(2)
+        with pytest.raises(OverloadedError) as caught:
+            await stage.engine.recognize([plain()] * 2, Options())
+        assert caught.value.retry_after_ms
+        assert stage.value("dropped_total", reason="shed") == 2
+        assert stage.value("crops_total", outcome="overloaded") == 2
+        assert stage.value("load_ratio") == 0.75
+        stage.worker.gate.set()
+        assert said(await first) == ["ABCDEF"] * 3
+        assert said(await stage.engine.recognize([plain()] * 4, Options())) == ["ABCDEF"] * 4
+
+
+async def test_queue_is_bounded_in_bytes() -> None:
+    crop = plain()
+    async with started(
+        queue_bytes=2 * len(crop), max_request_bytes=2 * len(crop), max_crop_bytes=len(crop)
+    ) as stage:
+        stage.worker.gate.clear()
+        first = asyncio.create_task(stage.engine.recognize([crop], Options()))
+        await stage.until_running(1)
+        with pytest.raises(OverloadedError):
+            await stage.engine.recognize([crop, crop], Options())
+        stage.worker.gate.set()
+        await first
+
+
+async def test_timeout_answers_in_time_even_when_the_worker_does_not() -> None:
+    async with started(max_batch=1) as stage:
+        stage.worker.gate.clear()
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        answer = await stage.engine.recognize([plain(), b"", plain()], Options(timeout_ms=50))
+        assert 0.04 < loop.time() - before < 5
+        assert said(answer) == [DeadlineExceededError, UndecodableImageError, DeadlineExceededError]
+        assert stage.value("dropped_total", reason="deadline") == 1  # the other one runs already
+        assert stage.value("queued_crops") == 0
+
+
+@pytest.mark.parametrize("seconds", [0.05, -1])
+async def test_deadline_of_the_call_fails_it_whole(seconds: float) -> None:
+    async with started() as stage:
+        stage.worker.gate.clear()
+        deadline = asyncio.get_running_loop().time() + seconds
+        with pytest.raises(DeadlineExceededError):
+            await stage.engine.recognize([plain(), b""], Options(), deadline)
+        assert stage.value("queued_crops") == 0
+        assert stage.value("crops_total", outcome="deadline_exceeded") == 2
+
+
+async def test_default_timeout_comes_from_the_settings() -> None:
+    async with started(default_timeout_ms=20) as stage:
+        stage.worker.gate.clear()
+        assert said(await stage.engine.recognize([plain()], Options())) == [DeadlineExceededError]
+
+
+async def test_cancelled_request_frees_its_places() -> None:
+    async with started(max_batch=1) as stage:
+        stage.worker.gate.clear()
+        request = asyncio.create_task(stage.engine.recognize([plain()] * 3, Options()))
+        await stage.until_running(1)
+        await stage.until_prepared(3)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert stage.value("queued_crops") == 0
+        assert stage.value("dropped_total", reason="cancelled") == 2
+        assert stage.value("crops_total", outcome="cancelled") == 3
+        stage.worker.gate.set()
+        assert said(await stage.engine.recognize([plain()], Options())) == ["ABCDEF"]
+        assert stage.worker.batches == [1, 1]
+
+
+async def test_broken_batch_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with started(max_batch=1) as stage:
+        answer = await stage.engine.recognize([plain(), plain(POISON), plain()], Options())
+        assert said(answer) == ["ABCDEF", InternalError, "ABCDEF"]
+        assert stage.engine.ready
+    assert "the device fell over" in caplog.text
+
+
+async def test_answer_that_is_no_number_is_an_error() -> None:
+    async with started() as stage:
+        answer = await stage.engine.recognize([plain(GARBLED), plain()], Options())
+        assert said(answer) == [InternalError, "ABCDEF"]
+
+
+async def test_crop_that_cannot_be_prepared_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> str:
+        raise RuntimeError(f"cannot resize {image.size}")
+
+    async with started() as stage:
+        monkeypatch.setattr(stage.worker, "prepare", fail)
+        assert said(await stage.engine.recognize([plain(), b""], Options())) == [
+            InternalError,
+            UndecodableImageError,
+        ]
+
+
+async def test_interactive_crops_go_before_bulk() -> None:
+    order = []
+    async with started(max_batch=1) as stage:
+
+        async def ask(name: str, priority: Priority) -> None:
+            await stage.engine.recognize([plain()], Options(priority=priority))
+            order.append(name)
+
+        stage.worker.gate.clear()
+        asks = [asyncio.create_task(ask("running", Priority.BULK))]
+        await stage.until_running(1)
+        for name, priority in (("bulk", Priority.BULK), ("interactive", Priority.INTERACTIVE)):
+            asks.append(asyncio.create_task(ask(name, priority)))
+            await stage.until_prepared(len(asks))
+        stage.worker.gate.set()
+        await asyncio.gather(*asks)
+    assert order == ["running", "interactive", "bulk"]
+
+
+async def test_drain_finishes_what_was_accepted() -> None:
+    async with started(max_batch=1) as stage:
+        stage.worker.gate.clear()
+        request = asyncio.create_task(stage.engine.recognize([plain()] * 5, Options()))
+        await stage.until_running(1)
+        draining = asyncio.create_task(stage.engine.drain())
+        await asyncio.sleep(0.01)
+        assert not draining.done()
+        with pytest.raises(DrainingError):
+            await stage.engine.recognize([plain()], Options())
+        stage.worker.gate.set()
+        assert await draining
+        assert said(await request) == ["ABCDEF"] * 5
+
+
+async def test_drain_ends_when_its_time_is_up() -> None:
+    async with started(drain_timeout_ms=20) as stage:
+        stage.worker.gate.clear()
+        request = asyncio.create_task(stage.engine.recognize([plain()], Options()))
+        await stage.until_running(1)
+        assert not await stage.engine.drain()
+        assert said(await request) == [DrainingError]
+
+
+async def test_timing_and_measures_tell_where_the_time_went() -> None:
+    async with started() as stage:
+        stage.worker.gate.clear()
+        request = asyncio.create_task(stage.engine.recognize([plain(), plain("#444444")], Options()))
+        await stage.until_running(2)
+        await asyncio.sleep(0.03)
+        stage.worker.gate.set()
+        timing = (await request).timing
+        assert timing.decode_ms > 0
+        assert timing.queue_ms >= 0
+        assert timing.inference_ms > 25
+        for stage_name, count in (("decode", 2), ("preprocess", 2), ("inference", 1)):
+            assert stage.value("stage_duration_seconds_count", stage=stage_name) == count
+        assert stage.value("stage_duration_seconds_sum", stage="inference") > 0.025
+        assert stage.value("queue_wait_seconds_count") == stage.value("word_confidence_count") == 2
+        assert stage.value("batch_size_sum") == 2
+        assert stage.value("branch_disagreement_total") == 1
+        assert stage.value("capacity_crops") == 1024
+        labels = {
+            "version": "0.1.0",
+            "model": "pixels",
+            "revision": MODEL.revision,
+            "variant": "tiny",
+            "dtype": "float32",
+            "device": "cpu",
+        }
+        assert stage.value("build_info", **labels) == 1

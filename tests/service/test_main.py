@@ -1,0 +1,94 @@
+"""The command line: one clear line and exit code 2 for what is wrong."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from clip4str_service.__main__ import main
+from clip4str_service.settings import Settings, variable
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("CLIP4STR_"):
+            monkeypatch.delenv(name)
+
+
+def test_check_prints_every_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLIP4STR_MAX_CROPS", "7")
+    monkeypatch.setenv("CLIP4STR_HTP_PORT", "8")
+    assert main(["check", "--grpc-port", "9"]) == 0
+    out, err = capsys.readouterr()
+    printed = dict(line.split("=", 1) for line in out.splitlines())
+    assert set(printed) == {variable(field) for field in Settings.model_fields}
+    assert (printed["CLIP4STR_MAX_CROPS"], printed["CLIP4STR_GRPC_PORT"]) == ("7", "9")
+    assert err == "clip4str-service: CLIP4STR_HTP_PORT is not a setting\n"
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve"], []])
+def test_bad_setting(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--http-port", "many"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("clip4str-service: CLIP4STR_HTTP_PORT (--http-port): ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--htp-port", "1"], ["--http-port"], ["sing"], ["--http", "1"]])
+def test_bad_flag(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("clip4str-service: ")
+    assert err.count("\n") == 1
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"--{field.replace('_', '-')}" in out for field in Settings.model_fields)
+
+
+def test_taken_port_ends_the_start_with_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "clip4str_service", "--http-port", port]
+        free = ["--grpc-port", "0", "--metrics-port", "0"]
+        ended = subprocess.run([*command, *free], capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("clip4str-service: CLIP4STR_HTTP_PORT (--http-port): cannot listen")
+    assert ended.stderr.count("\n") == 1
+
+
+SCRIPT = """
+import asyncio, sys
+from clip4str_service import server
+from tests.service.pixel_worker import PixelWorker, settings
+
+class Announcing(server.Server):
+    async def load(self):
+        await super().load()
+        print("ready", flush=True)
+
+server.Server = Announcing
+server.ThreadWorker = lambda *_, **__: PixelWorker()
+sys.exit(0 if asyncio.run(server.serve(settings())) else 1)
+"""
+
+
+def test_interrupt_ends_the_service_with_exit_code_0() -> None:
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        assert service.stdout.readline() == "ready\n"
+        service.send_signal(signal.SIGINT)
+        assert service.wait(60) == 0
