@@ -147,7 +147,6 @@ def _bpe() -> open_clip.SimpleTokenizer:
         pattern = pattern.replace(theirs, regex.escape(token))
         tokenizer.encoder[token] = index
         tokenizer.cache[token] = token
-        del tokenizer.cache[theirs]
     tokenizer.pat = regex.compile(pattern, tokenizer.pat.flags)
     return tokenizer
 
