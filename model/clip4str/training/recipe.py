@@ -30,7 +30,6 @@ class Recipe(BaseModel):
     warmup: int = 20_000  # of the learning rate, linear
     decay: int = 200_000  # at the end, the rate falls to 1 % linearly; between, it is constant
     gradient_clip: float = 5.0
-    ema: float = 0.999  # decay, per step, of the weights' moving average: what is validated and saved
     encoder_only: int = 100_000  # first, the column classifier alone teaches the image encoder
     column_loss_weight: float = 0.2  # of the column classifier, once the decoders learn too
     permutations: int = 6

@@ -7,15 +7,12 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from clip4str import checkpoint
@@ -45,7 +42,6 @@ class Trainer:
         self.device = resolve_device(None)
         self.model = _initial_model(recipe).to(self.device).train()
         self.columns = ColumnClassifier(self.model.config).to(self.device)
-        self.ema = AveragedModel(self.model, avg_fn=partial(_moving_average, recipe.ema), use_buffers=True)
         self.optimizer = torch.optim.AdamW(
             _groups(recipe, self.model, self.columns), betas=(0.9, 0.98), eps=1e-6
         )
@@ -58,8 +54,13 @@ class Trainer:
     def _state_file(self) -> Path:
         return self.recipe.output / "run.state"
 
+    @property
+    def model_file(self) -> Path:
+        """What the run makes."""
+        return self.recipe.output / "model.safetensors"
+
     def run(self) -> None:
-        """Train to the recipe's end; write `model.safetensors` there and at each validation."""
+        """Train to the recipe's end; write `model_file` there and at each validation."""
         recipe = self.recipe
         batches = self._batches()
         while self.samples < recipe.samples:
@@ -68,7 +69,7 @@ class Trainer:
             self._save()
             validation_due = _crossed(self.samples - recipe.save_every, self.samples, recipe.validate_every)
             if validation_due or self.samples >= recipe.samples:
-                self._export()
+                checkpoint.save(self.model_file, self.model)
                 self._record(self.validate())
 
     def _train_until(self, samples: int, batches: Iterator[SyntheticBatch]) -> dict[str, float]:
@@ -103,13 +104,12 @@ class Trainer:
         losses["gradient_norm"] = nn.utils.clip_grad_norm_(self._parameters(), recipe.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update_parameters(self.model)
         self.samples += len(batch.labels)
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def validate(self) -> dict[str, float]:
-        """accuracy_36 of the averaged weights on the first crops of each validation set, in percent."""
-        recognizer = Recognizer.load(str(self.recipe.output / "model.safetensors"), device=str(self.device))
+        """accuracy_36 of the saved model on evenly spaced crops of each validation set, in percent."""
+        recognizer = Recognizer.load(str(self.model_file), device=str(self.device))
         results: dict[str, float] = {}
         for path in self.recipe.validation:
             words = open_set(path)
@@ -161,9 +161,6 @@ class Trainer:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _export(self) -> None:
-        checkpoint.save(self.recipe.output / "model.safetensors", cast("CLIP4STR", self.ema.module))
-
     def _record(self, values: dict[str, float]) -> None:
         line = json.dumps({"samples": self.samples, **values})
         log.info(line)
@@ -174,7 +171,6 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "columns": self.columns.state_dict(),
-            "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "samples": self.samples,
         }
@@ -186,7 +182,6 @@ class Trainer:
         state = torch.load(self._state_file, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.columns.load_state_dict(state["columns"])
-        self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.samples = state["samples"]
 
@@ -212,14 +207,6 @@ def _groups(recipe: Recipe, *modules: nn.Module) -> list[dict[str, object]]:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def _moving_average(decay: float, average: Tensor, value: Tensor, updates: Tensor | int) -> Tensor:
-    """Exponential moving average whose decay grows with the number of updates, to forget the random start."""
-    if not value.is_floating_point():
-        return value  # a counter
-    count = float(updates)
-    return torch.lerp(value, average, min(decay, (1 + count) / (10 + count)))
 
 
 def _crossed(before: int, after: int, interval: int) -> bool:
