@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from clip4str import BranchReading, Reading
-from clip4str.evaluation import BranchScores, score, similarity
+from clip4str import BranchReading, Reading, Recognizer, checkpoint
+from clip4str.config import VARIANTS
+from clip4str.datasets import DatasetError, WordSet, open_set
+from clip4str.evaluation import BranchScores, evaluate, score, similarity
+from clip4str.model import CLIP4STR, init_decoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -63,3 +68,39 @@ def test_each_branch_is_scored_alone_and_the_final_answer_is_the_cross_modal_one
     assert report.accuracy_94 == BranchScores(final=100.0, visual=50.0, cross_modal=100.0)
     assert report.accuracy_36 == BranchScores(final=100.0, visual=50.0, cross_modal=100.0)
     assert report.one_minus_ned_36 == BranchScores(final=100.0, visual=87.5, cross_modal=100.0)
+
+
+def write_set(path: Path, labels: list[str]) -> WordSet:
+    """A folder of grey images, each with its label."""
+    path.mkdir()
+    for index in range(len(labels)):
+        Image.new("L", (40, 10), 40 * index).save(path / f"{index}.png")
+    rows = "".join(f"{index}.png\t{label}\n" for index, label in enumerate(labels))
+    (path / "labels.tsv").write_text(rows, encoding="utf-8")
+    return open_set(path)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
+    """The default architecture with random weights."""
+    torch.manual_seed(0)
+    model = CLIP4STR(VARIANTS["tiny"])
+    for decoder in (model.visual_decoder, model.cross_decoder):
+        init_decoder(decoder)
+    path = tmp_path_factory.mktemp("model") / "untrained.safetensors"
+    checkpoint.save(path, model)
+    return Recognizer.load(str(path), device="cpu")
+
+
+def test_evaluate_scores_the_whole_set_read_in_batches(untrained: Recognizer, tmp_path: Path) -> None:
+    words = write_set(tmp_path / "words", ["one", "2", "three", "IV", "Five5"])
+    expected = score(untrained.read([words.image(index) for index in range(5)]), words.labels, seconds=1.0)
+    report = evaluate(untrained, words, batch_size=2)
+    assert (report.n, report.n_36, report.one_minus_ned_36) == (5, 5, expected.one_minus_ned_36)
+    assert report.mean_confidence == pytest.approx(expected.mean_confidence, rel=1e-3)
+    assert report.crops_per_second > 0
+
+
+def test_set_of_punctuation_alone_cannot_be_evaluated(untrained: Recognizer, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="signs: no label has a letter or digit"):
+        evaluate(untrained, write_set(tmp_path / "signs", ["!", "?"]))
