@@ -80,7 +80,7 @@ def configure_logging(level: str) -> None:
                 }
             },
             "root": {"level": level.upper(), "handlers": ["stdout"]},
-            # Its start, stop and keep-alive news add nothing to ours.
-            "loggers": {"uvicorn": {"level": "WARNING"}, "python_multipart": {"level": "WARNING"}},
+            # Start, stop, keep-alive; what is wrong with a form, which its sender is told: no news for ours.
+            "loggers": {"uvicorn": {"level": "WARNING"}, "python_multipart": {"level": "ERROR"}},
         }
     )
