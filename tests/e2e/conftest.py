@@ -16,6 +16,12 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="session")
+def exit_sign(samples: list[Sample]) -> Sample:
+    """The plainest sample, for tests that need just one."""
+    return next(sample for sample in samples if sample.text == "EXIT")
+
+
+@pytest.fixture(scope="session")
 def service() -> Iterator[RunningService]:
     with running_service() as running:
         yield running

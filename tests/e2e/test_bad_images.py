@@ -53,11 +53,15 @@ def transparent_png(content: bytes) -> bytes:
     return saved(image, "PNG")
 
 
-def png_header(width: int, height: int) -> bytes:
-    """The head of a PNG: its declared size and nothing after it."""
-    fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    checksum = struct.pack(">I", zlib.crc32(b"IHDR" + fields))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(fields)) + b"IHDR" + fields + checksum
+def png_of_size(width: int, height: int, *, whole: bool) -> bytes:
+    """A PNG that declares a size and holds no pixels: its header alone, or all the parts that a PNG has."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"") if whole else header
 
 
 READABLE: dict[str, Maker] = {
@@ -81,26 +85,26 @@ REFUSED: dict[str, tuple[Maker, str, int]] = {
         "undecodable_image",
         422,
     ),
-    "100-megapixel PNG header": (lambda _: png_header(10_000, 10_000), "image_too_large", 413),
+    "100-megapixel PNG": (lambda _: png_of_size(10_000, 10_000, whole=True), "image_too_large", 413),
+    "100-megapixel PNG header": (lambda _: png_of_size(10_000, 10_000, whole=False), "image_too_large", 413),
     "crop over 2 MiB": (lambda content: content + bytes(2 << 20), "image_too_large", 413),
     "text file": (lambda _: b"not an image at all\n" * 20, "unsupported_media_type", 415),
 }
 
 
-def test_readable_images_are_read_right(rest: httpx.Client, samples: list[Sample]) -> None:
-    sample = samples[0]
+def test_readable_images_are_read_right(rest: httpx.Client, exit_sign: Sample) -> None:
     for name, make in READABLE.items():
-        response = rest.post("/v1/recognize", files=[("image", (name, make(sample.content), "image/png"))])
-        assert response.json()["results"][0].get("text") == sample.text, (name, response.text)
+        response = rest.post("/v1/recognize", files=[("image", (name, make(exit_sign.content), "image/png"))])
+        assert response.json()["results"][0].get("text") == exit_sign.text, (name, response.text)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_image_s_error_is_the_raw_response_s_error(
-    rest: httpx.Client, samples: list[Sample], name: str
+    rest: httpx.Client, exit_sign: Sample, name: str
 ) -> None:
     make, code, status = REFUSED[name]
     response = rest.post(
-        "/v1/recognize", content=make(samples[0].content), headers={"Content-Type": "image/jpeg"}
+        "/v1/recognize", content=make(exit_sign.content), headers={"Content-Type": "image/jpeg"}
     )
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert response.headers["Content-Type"] == "application/problem+json"
@@ -108,12 +112,12 @@ def test_refused_image_s_error_is_the_raw_response_s_error(
 
 
 def test_bad_crops_fail_alone_over_rest_and_grpc(
-    rest: httpx.Client, rpc: RecognitionServiceStub, samples: list[Sample]
+    rest: httpx.Client, rpc: RecognitionServiceStub, exit_sign: Sample
 ) -> None:
-    good, crops, expected = samples[0], [], []
+    crops, expected = [], []
     for name, (make, code, status) in REFUSED.items():
-        crops += [(name, make(good.content)), (f"after {name}", good.content)]
-        expected += [(code, status), good.text]
+        crops += [(name, make(exit_sign.content)), (f"after {name}", exit_sign.content)]
+        expected += [(code, status), exit_sign.text]
     body = [{"id": name, "content": base64.b64encode(content).decode()} for name, content in crops]
     by_rest = rest.post("/v1/recognize", json={"crops": body}).json()["results"]
     assert [result["id"] for result in by_rest] == [name for name, _ in crops]
@@ -136,25 +140,25 @@ def test_bad_crops_fail_alone_over_rest_and_grpc(
             assert result.error.message
 
 
-def test_content_that_is_no_base64_fails_alone(rest: httpx.Client, samples: list[Sample]) -> None:
-    good = base64.b64encode(samples[0].content).decode()
+def test_content_that_is_no_base64_fails_alone(rest: httpx.Client, exit_sign: Sample) -> None:
+    good = base64.b64encode(exit_sign.content).decode()
     answer = rest.post("/v1/recognize", json={"crops": [{"content": "%%%"}, {"content": good}]})
     bad_result, good_result = answer.json()["results"]
-    assert (bad_result["error"]["code"], good_result["text"]) == ("invalid_request", samples[0].text)
+    assert (bad_result["error"]["code"], good_result["text"]) == ("invalid_request", exit_sign.text)
 
 
 def test_empty_body_is_refused_by_every_door(
-    rest: httpx.Client, rpc: RecognitionServiceStub, samples: list[Sample]
+    rest: httpx.Client, rpc: RecognitionServiceStub, exit_sign: Sample
 ) -> None:
     raw = rest.post("/v1/recognize", content=b"", headers={"Content-Type": "image/jpeg"})
     assert (raw.status_code, raw.json()["code"]) == (422, "undecodable_image")
     parts = [
         ("image", ("empty.jpg", b"", "image/jpeg")),
-        ("image", ("good.jpg", samples[0].content, "image/jpeg")),
+        ("image", ("good.jpg", exit_sign.content, "image/jpeg")),
     ]
     empty, good = rest.post("/v1/recognize", files=parts).json()["results"]
-    assert (empty["error"]["code"], good["text"]) == ("undecodable_image", samples[0].text)
-    request = pb.RecognizeRequest(crops=[pb.Crop(id="empty"), pb.Crop(id="good", content=samples[0].content)])
+    assert (empty["error"]["code"], good["text"]) == ("undecodable_image", exit_sign.text)
+    request = pb.RecognizeRequest(crops=[pb.Crop(id="empty"), pb.Crop(id="good", content=exit_sign.content)])
     empty_result, good_result = rpc.Recognize(request, timeout=60).results
     assert empty_result.WhichOneof("outcome") == "error"
-    assert good_result.recognition.text == samples[0].text
+    assert good_result.recognition.text == exit_sign.text

@@ -134,17 +134,17 @@ def test_charset_constrains_both_branches(
 
 
 def test_detail_text_leaves_the_characters_out(
-    rest: httpx.Client, rpc: RecognitionServiceStub, samples: list[Sample]
+    rest: httpx.Client, rpc: RecognitionServiceStub, exit_sign: Sample
 ) -> None:
-    (by_rest,) = results(rest.post("/v1/recognize", json=as_json(samples[:1], detail="text")))
-    assert by_rest["text"] == samples[0].text
+    (by_rest,) = results(rest.post("/v1/recognize", json=as_json([exit_sign], detail="text")))
+    assert by_rest["text"] == exit_sign.text
     for branch in by_rest.get("branches", {}).values():
         assert not branch.get("characters")
     request = pb.RecognizeRequest(
-        crops=[pb.Crop(content=samples[0].content)], options=pb.Options(detail=pb.DETAIL_TEXT)
+        crops=[pb.Crop(content=exit_sign.content)], options=pb.Options(detail=pb.DETAIL_TEXT)
     )
     recognition = rpc.Recognize(request, timeout=60).results[0].recognition
-    assert recognition.text == samples[0].text
+    assert recognition.text == exit_sign.text
     assert not recognition.branches.cross_modal.characters
 
 
