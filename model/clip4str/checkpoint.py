@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from clip4str.config import HALF, VARIANTS, ModelConfig, TextConfig, VisionConfig
@@ -103,7 +104,7 @@ def save(path: Path, model: CLIP4STR, dtype: torch.dtype = torch.float16) -> Non
         key: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for key, value in model.state_dict().items()
     }
-    save_file(state, path, metadata={_METADATA_KEY: json.dumps(model.config.to_dict())})
+    path.write_bytes(serialize(state, {_METADATA_KEY: json.dumps(model.config.to_dict())}))
 
 
 def convert(source: Path, destination: Path) -> None:
