@@ -26,7 +26,7 @@ from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
 
 SAMPLES = Path(__file__).resolve().parent
-START_SECONDS = 120  # the model is loaded and warmed up
+START_SECONDS = 240  # the model is loaded and warmed up; a busy machine takes its time
 STOP_SECONDS = 30
 ROUNDING = 1e-6
 
