@@ -68,6 +68,8 @@ def _check(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    # gRPC's core, when it is imported, writes plain lines to standard error; what matters it raises as well.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Only now, when the settings are right, is the model library worth its seconds of loading.
     from clip4str_service.logs import configure_logging
     from clip4str_service.server import PortError, serve

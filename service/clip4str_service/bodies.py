@@ -48,12 +48,15 @@ async def read_crops(request: Request, settings: Settings) -> Crops:
     """Reads the body in the form that its Content-Type names. Raises ServiceError."""
     media_type, parameters = parse_options_header(request.headers.get("content-type"))
     form = media_type.decode("latin-1")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaTypeError("the body has a Content-Encoding; bodies are taken as they are")
     if form in MEDIA_TYPES:
         options = options_from_strings(_unique(request.query_params.multi_items()))
         return Crops(["0"], [await _raw(request, settings)], options, raw=True)
     if form not in (FORM, JSON):
         accepted = ", ".join((JSON, FORM, *MEDIA_TYPES))
-        raise UnsupportedMediaTypeError(f"the body is of type {form or 'unknown'!r}; accepted are {accepted}")
+        named = form[:64] or "unknown"
+        raise UnsupportedMediaTypeError(f"the body is of type {named!r}; accepted are {accepted}")
     if request.query_params:
         names = dict.fromkeys(request.query_params)
         place = "in form fields" if form == FORM else "under `options` in the body"

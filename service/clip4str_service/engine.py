@@ -173,9 +173,10 @@ class Engine:
                 self._metrics.failed(DeadlineExceededError.code, len(crops))
                 raise DeadlineExceededError("the deadline of the call passed") from None
         except asyncio.CancelledError:
-            admission.withdraw_all("cancelled")
             self._metrics.failed(ClientGoneError.code, len(crops))
             raise
+        finally:
+            admission.withdraw_all("cancelled")  # nothing is left to, but when this is left early
         outcomes = [errors.get(index) or _outcome(place) for index, place in enumerate(admission.places)]
         self._count(outcomes)
         return Answer(self.model, outcomes, _timing(arrived, admission.places))
@@ -224,7 +225,9 @@ class Engine:
             await prepare(range(len(crops)))
         else:
             chunks = [range(len(crops))[start : start + _CHUNK] for start in range(0, len(crops), _CHUNK)]
-            await asyncio.gather(*(prepare(chunk) for chunk in chunks))
+            async with asyncio.TaskGroup() as group:
+                for chunk in chunks:
+                    group.create_task(prepare(chunk))
 
     def _prepare(self, crops: Sequence[bytes | ServiceError]) -> list[Any | ServiceError]:
         """On a pool thread: encoded crops to what the worker takes, each or its error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -71,7 +72,7 @@ class RpcServer:
         try:
             return self._server.add_insecure_port(f"{address}:{port}")
         except RuntimeError as error:
-            raise OSError(str(error)) from error
+            raise OSError(errno.EADDRINUSE, "it is in use, or not ours to take") from error
 
     async def start(self) -> None:
         """Begins to answer; health is NOT_SERVING."""

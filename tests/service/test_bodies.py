@@ -89,6 +89,11 @@ async def test_other_media_types_are_refused(service: Service, content_type: str
     assert "image/webp" in problem(response, 415, "unsupported_media_type")["detail"]
 
 
+async def test_compressed_body_is_refused(service: Service) -> None:
+    response = await service.recognize(content=plain(), headers={**PNG, "Content-Encoding": "gzip"})
+    assert "Content-Encoding" in problem(response, 415, "unsupported_media_type")["detail"]
+
+
 async def chunks(content: bytes, seen: list[int]) -> AsyncIterator[bytes]:
     for start in range(0, len(content), 1000):
         seen.append(start)

@@ -59,14 +59,17 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{field.replace('_', '-')}" in out for field in Settings.model_fields)
 
 
-def test_taken_port_ends_the_start_with_one_line() -> None:
+@pytest.mark.parametrize("taken_port", ["http", "grpc"])
+def test_taken_port_ends_the_start_with_one_line(taken_port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "clip4str_service", "--http-port", port]
-        free = ["--grpc-port", "0", "--metrics-port", "0"]
-        ended = subprocess.run([*command, *free], capture_output=True, text=True, timeout=240, check=False)
+        ports = {"http": 0, "grpc": 0, "metrics": 0, taken_port: taken.getsockname()[1]}
+        flags = [text for name, port in ports.items() for text in (f"--{name}-port", str(port))]
+        command = [sys.executable, "-m", "clip4str_service", *flags]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("clip4str-service: CLIP4STR_HTTP_PORT (--http-port): cannot listen")
+    assert ended.stderr.startswith(
+        f"clip4str-service: CLIP4STR_{taken_port.upper()}_PORT (--{taken_port}-port): cannot listen"
+    )
     assert ended.stderr.count("\n") == 1
 
 

@@ -243,7 +243,7 @@ async def until(rpc: RpcService, running: int) -> None:
 
 async def test_timeout_option_answers_each_crop(rpc: RpcService) -> None:
     rpc.worker.gate.clear()
-    response = await rpc.recognize(plain(), b"", timeout_ms=50)
+    response = await rpc.recognize(plain(), b"", timeout_ms=500)
     late, empty = [unpacked(result.error, error_details_pb2.ErrorInfo).reason for result in response.results]
     assert (late, empty) == ("deadline_exceeded", "undecodable_image")
     assert response.results[0].error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
@@ -318,6 +318,6 @@ async def test_calls_are_logged_and_counted(rpc: RpcService, caplog: pytest.LogC
 async def test_taken_port_is_an_error(rpc: RpcService) -> None:
     other = RpcServer(rpc.engine, LIMITS, Metrics())
     port = other.bind("127.0.0.1", 0)
-    with pytest.raises(OSError, match=str(port)):
+    with pytest.raises(OSError, match="in use"):
         RpcServer(rpc.engine, LIMITS, Metrics()).bind("127.0.0.1", port)
     await other.stop(0)
