@@ -7,6 +7,7 @@ header, before any pixel is decoded. Of several frames the first counts.
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -75,6 +76,10 @@ def decode(content: bytes, limits: ImageLimits) -> Image.Image:
         raise UnsupportedMediaTypeError(
             f"these bytes are no image; {', '.join(MEDIA_TYPES.values())} are read"
         )
+    if name == "PNG" and content[12:16] == b"IHDR" and len(content) >= 24:
+        # Pillow knows the size of a PNG only once it has come, through chunks of any length, to the pixels.
+        width, height = struct.unpack_from(">II", content, 16)
+        _check_size(width, height, limits)
     try:
         with _pillow_is_quiet, Image.open(io.BytesIO(content), formats=[name]) as image:
             _check_size(image.width, image.height, limits)

@@ -228,6 +228,8 @@ BAD = {
     "PNG of 4.004 megapixels": (png(2002, 2000), ImageTooLargeError, "2002×2000"),
     "PNG of 100 megapixels": (png(10_000, 10_000), ImageTooLargeError, "10000×10000"),
     "PNG of 10 gigapixels": (png(100_000, 100_000), ImageTooLargeError, "4000000"),
+    "PNG header of 100 megapixels alone": (png(10_000, 10_000)[:33], ImageTooLargeError, "10000×10000"),
+    "PNG cut in its size": (png(10_000, 10_000)[:23], UndecodableImageError, "PNG"),
     "WebP of 268 megapixels": (webp_header(16_384, 16_384), ImageTooLargeError, "4000000"),
 }
 
