@@ -10,7 +10,7 @@ from samples.demo import SAMPLES, Sample
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).parent / "clip4str", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_read_prints_the_words_in_order(samples: list[Sample]) -> None:

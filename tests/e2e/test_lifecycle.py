@@ -130,7 +130,7 @@ def test_missing_model_ends_the_start_with_one_clear_line(tmp_path: Path) -> Non
         env={**os.environ, **settings, "CLIP4STR_MODEL": missing},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert ended.returncode == 2
