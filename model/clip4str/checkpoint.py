@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from clip4str.charset import ALPHANUMERIC_LOWER
 from clip4str.config import HALF, VARIANTS, ModelConfig, TextConfig, VisionConfig
 from clip4str.model import CLIP4STR
 
@@ -30,6 +31,12 @@ State = dict[str, Tensor]
 WEIGHTS = Path(__file__).parent / "weights"
 _CLIP = "clip_model."
 _METADATA_KEY = "clip4str"
+_BARE: dict[str, Any] = {"context_length": 16, "text_freeze_nlayer": 6, "charset_test": ALPHANUMERIC_LOWER}
+_FALLBACKS: dict[str, Any] = {
+    "context_length": 20,
+    "text_freeze_nlayer": -1,
+    "charset_test": ALPHANUMERIC_LOWER,
+}
 _CLIP_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # facts, not weights, in CLIP's own files
 
 
@@ -72,29 +79,18 @@ def load(model: str) -> Checkpoint:
     """Read a model by name or path. Raises CheckpointError."""
     path = resolve(model)
     name = model if model == "default" else path.stem
-    revision = f"sha256:{_sha256(path)}"
-    if path.suffix == ".safetensors":
-        state, config = _read_safetensors(path)
-        return Checkpoint(name, revision, config, state)
-    content = _unpickle(path)
-    lightning = isinstance(content, Mapping) and "state_dict" in content
-    state = _as_state(content["state_dict"] if lightning else content, path)
-    hyper_parameters = content.get("hyper_parameters", {}) if lightning else {}
-    try:
-        config = infer_config(state, hyper_parameters)
-    except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a CLIP4STR checkpoint ({error})") from None
+    with _explained(path, "cannot be read"):
+        revision = f"sha256:{_sha256(path)}"
+    state, config = (_read_safetensors if path.suffix == ".safetensors" else _read_published)(path)
     return Checkpoint(name, revision, config, state)
 
 
 def build(checkpoint: Checkpoint) -> CLIP4STR:
     """The checkpoint's model in float32, in evaluation mode. Raises CheckpointError when names or shapes differ."""
-    model = CLIP4STR(checkpoint.config)
-    try:
+    with _explained(checkpoint.name, "its configuration makes no model"):
+        model = CLIP4STR(checkpoint.config)
+    with _explained(checkpoint.name, "weights do not fit the configuration"):
         model.load_state_dict(checkpoint.state, strict=True)  # copies into float32, whatever the file's dtype
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{checkpoint.name}: weights do not fit the configuration: {first}") from None
     return model.eval()
 
 
@@ -117,10 +113,11 @@ def infer_config(
 ) -> ModelConfig:
     """The configuration of published weights: all sizes from the shapes, the rest from the hyper-parameters.
 
-    The published evaluation normalises with mean and deviation 0.5, though training did with CLIP's; its
-    figures belong to 0.5. Raises KeyError naming a weight that is missing.
+    Without hyper-parameters (a bare state dict) the published YAML's values hold; a value missing among them
+    is what the published code falls back to. The published evaluation normalises with mean and deviation 0.5,
+    though training did with CLIP's; its figures belong to 0.5. Raises KeyError naming a weight that is missing.
     """
-    hyper = hyper_parameters or {}
+    hyper = _BARE if hyper_parameters is None else {**_FALLBACKS, **hyper_parameters}
     vision_width, _, patch, _ = state[_CLIP + "visual.conv1.weight"].shape
     grid = round((len(state[_CLIP + "visual.positional_embedding"]) - 1) ** 0.5)
     text_width = len(state[_CLIP + "ln_final.weight"])
@@ -139,7 +136,7 @@ def infer_config(
         tokenizer="bpe",
         vocabulary=vocabulary,
         positions=positions,
-        context_length=int(hyper.get("context_length", 16)),
+        context_length=int(hyper["context_length"]),
         width=text_width,
         layers=_count(state, r"clip_model\.transformer\.resblocks\.(\d+)\."),
         heads=text_width // 64,
@@ -147,17 +144,16 @@ def infer_config(
     sizes = (vision, text.width, text.layers, embed_dim)
     named = (c for c in VARIANTS.values() if (c.vision, c.text.width, c.text.layers, c.embed_dim) == sizes)
     variant = next((c.variant for c in named), "custom")
-    base = VARIANTS["base16"]
     return ModelConfig(
         variant=variant,
         vision=vision,
         text=text,
         embed_dim=embed_dim,
         max_length=steps - 1,
-        caption_charset=str(hyper.get("charset_test", base.caption_charset)),
+        caption_charset=str(hyper["charset_test"]),
         mean=HALF,
         std=HALF,
-        freeze_text_layers=int(hyper.get("text_freeze_nlayer", base.freeze_text_layers)),
+        freeze_text_layers=int(hyper["text_freeze_nlayer"]),
     )
 
 
@@ -174,11 +170,22 @@ def load_clip_weights(model: CLIP4STR, path: Path) -> None:
         for key, value in state.items()
         if key not in _CLIP_EXTRAS
     }
-    try:
+    with _explained(path, f"CLIP weights do not fit {model.config.variant}"):
         target.load_state_dict(rounded, strict=True)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: CLIP weights do not fit {model.config.variant}: {first}") from None
+
+
+@contextmanager
+def _explained(path: Path | str, what: str) -> Iterator[None]:
+    """Turns whatever a stranger's file makes its reader raise into one line for the user."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd files; what matters raises
+            yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 (readers of broken files raise anything)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path}: {what} ({reason[:300]})") from None
 
 
 def _is_rounded(key: str) -> bool:
@@ -196,30 +203,32 @@ def _sha256(path: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> tuple[State, ModelConfig]:
-    try:
+    with _explained(path, "not a readable safetensors file"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         state = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     if _METADATA_KEY not in metadata:
         raise CheckpointError(
             f"{path}: no {_METADATA_KEY!r} configuration in its metadata; was it written by clip4str?"
         )
-    try:
+    with _explained(path, "its configuration is not understood"):
         return state, ModelConfig.from_dict(json.loads(metadata[_METADATA_KEY]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its configuration is not understood ({error})") from None
+
+
+def _read_published(path: Path) -> tuple[State, ModelConfig]:
+    """A Lightning .ckpt, with hyper-parameters, or a bare state dict."""
+    content = _unpickle(path)
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        state, hyper_parameters = _as_state(content, path), None
+    else:
+        state, hyper_parameters = _as_state(content["state_dict"], path), content.get("hyper_parameters", {})
+    with _explained(path, "not a CLIP4STR checkpoint"):
+        return state, infer_config(state, hyper_parameters)
 
 
 def _unpickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd files; those that matter raise
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint ({first[:200]})") from None
+    with _explained(path, "not a readable checkpoint"):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -239,11 +248,10 @@ def _as_state(content: Any, path: Path) -> State:
 def _read_clip(path: Path) -> State:
     if not path.is_file():
         raise CheckpointError(f"no CLIP file {str(path)!r}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if _is_torchscript(path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the format is deprecated, OpenAI's files remain
+    with _explained(path, "not a readable CLIP file"):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if _is_torchscript(path):
             return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
     content = _unpickle(path)
     if isinstance(content, Mapping) and "state_dict" in content:

@@ -15,5 +15,7 @@ def prepare(image: Image.Image, size: tuple[int, int]) -> Tensor:
     published evaluation does.
     """
     height, width = size
+    if image.mode == "La":  # Pillow converts it by one way only
+        image = image.convert("LA")
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()  # [H, W, 3] -> [3, H, W]

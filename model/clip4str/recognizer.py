@@ -88,8 +88,8 @@ class ReadOptions:
     charset: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.top_k <= MAX_TOP_K:
-            raise ValueError(f"top_k is {self.top_k}: it must be between 0 and {MAX_TOP_K}")
+        if type(self.top_k) is not int or not 0 <= self.top_k <= MAX_TOP_K:
+            raise ValueError(f"top_k is {self.top_k!r}: it must be a whole number between 0 and {MAX_TOP_K}")
         if self.charset is not None:
             allowed_classes(self.charset)
 
@@ -157,8 +157,11 @@ class Recognizer:
     def read_prepared(self, crops: Sequence[Tensor], options: Sequence[ReadOptions]) -> list[Reading]:
         """Read one batch of prepared crops, uint8 [3, H, W] each, every one with its own options.
 
-        One caller at a time. Memory grows with the batch: split thousands of crops into batches.
+        One caller at a time. Memory grows with the batch: split thousands of crops into batches. Raises ValueError
+        unless there are as many options as crops.
         """
+        if len(crops) != len(options):
+            raise ValueError(f"{len(crops)} crops, but {len(options)} options: each crop needs its own")
         if not crops:
             return []
         pixels = self.model.normalize(torch.stack(list(crops)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clip4str import CheckpointError, checkpoint
 from clip4str.checkpoint import build, convert, load, load_clip_weights, save
@@ -65,6 +67,13 @@ def test_bare_state_dict(model: CLIP4STR, tmp_path: Path) -> None:
     assert_same(model, build(loaded))
 
 
+def test_missing_hyper_parameters_fall_back_as_published(model: CLIP4STR, tmp_path: Path) -> None:
+    """A Lightning file that lacks a value is read with the published code's default, not the YAML's."""
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": {}}, tmp_path / "old.ckpt")
+    config = load(str(tmp_path / "old.ckpt")).config
+    assert (config.text.context_length, config.freeze_text_layers) == (20, -1)
+
+
 def test_own_format_keeps_config_and_digest(model: CLIP4STR, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save(path, model)
@@ -109,6 +118,11 @@ def bad_files(folder: Path, model: CLIP4STR) -> dict[str, tuple[Path, str]]:
     torch.save(state, whole)
     (folder / "truncated.pt").write_bytes(whole.read_bytes()[:5000])
     (folder / "text.safetensors").write_text("not weights")
+    (folder / "passwords.pt").write_text("root:x:0:0:root:/root:/bin/bash\n")
+    torch.save({"state_dict": state, "hyper_parameters": "none"}, folder / "hyper.ckpt")
+    torch.save({**state, "clip_model.ln_final.weight": torch.tensor(1.0)}, folder / "scalar.pt")
+    for name, config in (("nested", "[" * 100_000), ("number", "5"), ("headless", _headless())):
+        save_file({"a": torch.zeros(1)}, folder / f"{name}.safetensors", {"clip4str": config})
     return {
         "lacking": (folder / "lacking.ckpt", "clip_model.ln_final.weight"),
         "list": (folder / "list.ckpt", "no state dict"),
@@ -118,12 +132,25 @@ def bad_files(folder: Path, model: CLIP4STR) -> dict[str, tuple[Path, str]]:
         "truncated": (folder / "truncated.pt", "not a readable checkpoint"),
         "text": (folder / "text.safetensors", "not a readable safetensors"),
         "missing": (folder / "nothing.pt", "no model file"),
+        "passwords": (folder / "passwords.pt", "not a readable checkpoint"),
+        "hyper": (folder / "hyper.ckpt", "not a CLIP4STR checkpoint"),
+        "scalar": (folder / "scalar.pt", "not a CLIP4STR checkpoint"),
+        "nested": (folder / "nested.safetensors", "configuration is not understood"),
+        "number": (folder / "number.safetensors", "configuration is not understood"),
+        "headless": (folder / "headless.safetensors", "configuration makes no model"),
     }
 
 
-@pytest.mark.parametrize(
-    "kind", ["lacking", "list", "extra", "hostile", "empty", "truncated", "text", "missing"]
-)
+def _headless() -> str:
+    values = SMALL.to_dict()
+    values["vision"]["heads"] = 0
+    return json.dumps(values)
+
+
+KINDS = ["lacking", "list", "extra", "hostile", "empty", "truncated", "text", "missing", "passwords", "hyper"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "scalar", "nested", "number", "headless"])
 def test_bad_file(kind: str, model: CLIP4STR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path, message = bad_files(tmp_path, model)[kind]
@@ -134,8 +161,6 @@ def test_bad_file(kind: str, model: CLIP4STR, tmp_path: Path, monkeypatch: pytes
 
 
 def test_foreign_safetensors(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="no 'clip4str' configuration"):
         load(str(tmp_path / "foreign.safetensors"))

@@ -46,10 +46,10 @@ class Recipe(BaseModel):
 def read_recipe(path: Path) -> Recipe:
     """Read a YAML recipe. Raises RecipeError naming the file and the field."""
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text()))
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -37,6 +37,13 @@ def test_refused(text: str, message: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"output: \xff\xfe")
+    with pytest.raises(RecipeError, match="not YAML"):
+        read_recipe(path)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml")
