@@ -38,6 +38,10 @@ _SIGNATURES = (
 )
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
+_START_OF_SCAN = b"\xff\xda"
+_MAX_SCANS = 100
+"""Scans of a JPEG: encoders write about ten, and each costs a pass over all pixels, however short it is."""
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -63,7 +67,8 @@ def decode(content: bytes, limits: ImageLimits) -> Image.Image:
     """Decodes one image to RGB, upright, transparent parts on white. Safe to call from several threads.
 
     Raises:
-        UndecodableImageError: empty, truncated, corrupt, or of samples that have no agreed range.
+        UndecodableImageError: empty, truncated, corrupt, of too many scans, or of samples that have no
+            agreed range.
         UnsupportedMediaTypeError: not an image of a known format.
         ImageTooLargeError: too many bytes, or pixels by its header.
     """
@@ -80,6 +85,9 @@ def decode(content: bytes, limits: ImageLimits) -> Image.Image:
         # Pillow knows the size of a PNG only once it has come, through chunks of any length, to the pixels.
         width, height = struct.unpack_from(">II", content, 16)
         _check_size(width, height, limits)
+    if name == "JPEG" and (scans := content.count(_START_OF_SCAN)) > _MAX_SCANS:
+        # Within a scan the marker cannot occur: each 0xff there is followed by a zero.
+        raise UndecodableImageError(f"the JPEG has {scans} scans; at most {_MAX_SCANS} are read")
     try:
         with _pillow_is_quiet, Image.open(io.BytesIO(content), formats=[name]) as image:
             _check_size(image.width, image.height, limits)

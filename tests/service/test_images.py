@@ -201,6 +201,14 @@ def test_broken_metadata_spoils_no_pixel() -> None:
     near(decode(broken_metadata(), LIMITS), BLUE, WHITE, WHITE, WHITE, tolerance=12)
 
 
+def jpeg_of_scans(count: int) -> bytes:
+    """A progressive JPEG that repeats its last scan until it has so many."""
+    content = encoded(scene(), "JPEG", progressive=True)
+    scan = content[content.rindex(SCAN) : -2]
+    return content[:-2] + scan * (count - content.count(SCAN)) + content[-2:]
+
+
+SCAN = b"\xff\xda"
 JPEG = encoded(scene(), "JPEG")
 PNG = encoded(scene())
 
@@ -214,6 +222,7 @@ BAD = {
     "JPEG signature alone": (JPEG[:3], UndecodableImageError, "JPEG"),
     "half a JPEG": (JPEG[: len(JPEG) // 2], UndecodableImageError, "JPEG"),
     "JPEG without its last pixels": (JPEG[:-20], UndecodableImageError, "JPEG"),
+    "JPEG of 101 scans": (jpeg_of_scans(101), UndecodableImageError, "101 scans; at most 100"),
     "half a PNG": (PNG[: len(PNG) // 2], UndecodableImageError, "PNG"),
     "PNG with a bit turned": (PNG[:50] + bytes([PNG[50] ^ 1]) + PNG[51:], UndecodableImageError, "PNG"),
     "PNG without pixels": (png(100, 100), UndecodableImageError, "PNG"),
@@ -245,6 +254,7 @@ def test_bad_image_is_refused(name: str) -> None:
 def test_image_at_the_limits_is_read() -> None:
     content = encoded(Image.new("1", (2000, 2000)))
     assert decode(content, ImageLimits(max_bytes=len(content), max_pixels=4_000_000)).size == (2000, 2000)
+    near(decode(jpeg_of_scans(100), LIMITS), BLUE, WHITE, WHITE, WHITE, tolerance=40)
 
 
 def test_bomb_in_compressed_text_is_refused() -> None:
