@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
+_TRACEPARENT_LENGTH = 55  # of the one version that there is
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -36,7 +37,8 @@ def identify(request_id: str | None, traceparent: str | None) -> RequestIds:
     if request_id is None or not _REQUEST_ID.fullmatch(request_id):
         request_id = uuid4().hex
     trace_id = ""
-    if traceparent is not None:
+    if traceparent is not None and len(traceparent) == _TRACEPARENT_LENGTH:
+        # One of another length the propagator might log, under the ids that the task had before.
         span = trace.get_current_span(_PROPAGATOR.extract({"traceparent": traceparent})).get_span_context()
         trace_id = trace.format_trace_id(span.trace_id) if span.is_valid else ""
     return RequestIds(request_id, trace_id)

@@ -70,7 +70,12 @@ def test_trace_id_of_a_traceparent() -> None:
         TRACEPARENT[:-4],
         f"ff-{TRACE}-00f067aa0ba902b7-01",
         f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"{TRACEPARENT}-{'a' * 3000}",
+        "x" * 55,
     ],
 )
-def test_invalid_traceparent_is_no_trace(traceparent: str | None) -> None:
+def test_invalid_traceparent_is_no_trace_and_no_news(
+    traceparent: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     assert identify(None, traceparent).trace_id == ""
+    assert not caplog.records
