@@ -22,6 +22,8 @@ MAX_CROPS = 1024
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 
+_API_KEYS_FILE = PREFIX + "API_KEYS_FILE"
+
 _MIB = 1 << 20
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -95,8 +97,14 @@ def load_settings(flags: Mapping[str, object]) -> Settings:
     """Settings from the environment and, above it, `flags` (field name -> text).
 
     Raises:
-        SettingsError: one or more are wrong.
+        SettingsError: one or more are wrong, or the environment asks for authentication.
     """
+    if any(name.upper() == _API_KEYS_FILE and value for name, value in os.environ.items()):
+        # Who sets it believes the service is locked; a warning would leave it open.
+        raise SettingsError(
+            f"{_API_KEYS_FILE}: authentication is not available in this version; remove the variable, "
+            "or put the service behind an authenticating proxy"
+        )
     try:
         return Settings(**flags)  # type: ignore[arg-type]  # pydantic checks and converts them
     except ValidationError as error:

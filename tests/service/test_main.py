@@ -41,6 +41,14 @@ def test_bad_setting(command: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert err.count("\n") == 1
 
 
+def test_wish_for_authentication(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CLIP4STR_API_KEYS_FILE", "/keys")
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "authenticating proxy" in err
+
+
 @pytest.mark.parametrize("arguments", [["--htp-port", "1"], ["--http-port"], ["sing"], ["--http", "1"]])
 def test_bad_flag(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -17,6 +17,7 @@ from clip4str_service.settings import (
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for field in Settings.model_fields:
         monkeypatch.delenv(variable(field), raising=False)
+    monkeypatch.delenv("CLIP4STR_API_KEYS_FILE", raising=False)
 
 
 def test_defaults_are_those_that_clients_rely_on() -> None:
@@ -68,6 +69,15 @@ def test_wrong_setting_is_named_in_one_line(wrong: dict[str, str], mentions: lis
 def test_wrong_variable_is_named_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIP4STR_METRICS_PORT", "none")
     with pytest.raises(SettingsError, match=r"CLIP4STR_METRICS_PORT \(--metrics-port\)"):
+        load_settings({})
+
+
+@pytest.mark.parametrize("name", ["CLIP4STR_API_KEYS_FILE", "clip4str_api_keys_file"])
+def test_wish_for_authentication_is_not_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")  # as unset
+    load_settings({})
+    monkeypatch.setenv(name, "/keys")
+    with pytest.raises(SettingsError, match=r"CLIP4STR_API_KEYS_FILE: authentication is not available"):
         load_settings({})
 
 
