@@ -32,6 +32,7 @@ FORM = "multipart/form-data"
 IMAGE_FIELD = "image"
 
 _MAX_FIELD_BYTES = 1024  # of a form field that is an option
+_MAX_HEADER_BYTES = 2048  # of a form part's header: of its name, and of its value
 _PLAIN_ENCODINGS = (b"7bit", b"8bit", b"binary")
 
 
@@ -103,7 +104,7 @@ def _json(body: bytes, settings: Settings) -> Crops:
         if any(each["type"] == "too_long" and each["loc"] == ("crops",) for each in error.errors()):
             raise TooManyCropsError(f"at most {settings.max_crops} crops are read") from None
         raise invalid_request(error) from None
-    ids = [str(index) if crop.id is None else crop.id for index, crop in enumerate(parsed.crops)]
+    ids = [crop.id or str(index) for index, crop in enumerate(parsed.crops)]
     contents = [_base64(index, crop.content, settings) for index, crop in enumerate(parsed.crops)]
     return Crops(ids, contents, parsed.options)
 
@@ -174,10 +175,10 @@ class _Form:
         self._size = 0
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
-        self._header[0] += data[start:end]
+        self._extend_header(0, data[start:end])
 
     def header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header[1] += data[start:end]
+        self._extend_header(1, data[start:end])
 
     def header_end(self) -> None:
         name, value = self._header
@@ -221,6 +222,12 @@ class _Form:
 
     def end(self) -> None:
         self.finished = True
+
+    def _extend_header(self, part: int, data: bytes) -> None:
+        if len(self._header[part]) + len(data) > _MAX_HEADER_BYTES:
+            reason = f"a header of a form's part is longer than {_MAX_HEADER_BYTES} bytes"
+            raise InvalidRequestError(Violation("body", reason))
+        self._header[part] += data
 
     @property
     def _limit(self) -> int:

@@ -71,6 +71,8 @@ FORM = b'--b\r\nContent-Disposition: form-data; name="image"\r\n'
             FORM + b"Content-Transfer-Encoding: base64\r\n\r\nx\r\n--b--\r\n",
             "Content-Transfer-Encoding",
         ),
+        ("multipart/form-data; boundary=b", FORM + b"X" * 2049 + b": y\r\n\r\n", "longer than 2048 bytes"),
+        ("multipart/form-data; boundary=b", FORM + b"X: " + b"y" * 2049 + b"\r\n\r\n", "than 2048 bytes"),
     ],
 )
 async def test_broken_form_is_refused(

@@ -55,6 +55,14 @@ async def test_json_body(service: Service) -> None:
     }
 
 
+async def test_position_stands_for_an_empty_id(service: Service) -> None:
+    document = body(plain(), plain(), plain())
+    document["crops"][0]["id"] = "a"
+    document["crops"][1]["id"] = ""
+    results = (await service.recognize(json=document)).json()["results"]
+    assert [result["id"] for result in results] == ["a", "1", "2"]
+
+
 async def test_bad_crop_is_the_error_of_a_raw_response(service: Service) -> None:
     problem(await service.recognize(content=b"", headers=PNG), 422, "undecodable_image")
     problem(await service.recognize(content=b"text", headers=PNG), 415, "unsupported_media_type")
