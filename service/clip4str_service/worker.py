@@ -68,11 +68,13 @@ class ThreadWorker:
         """Loads the model, then reads blank batches, the smallest and the largest, before any caller's."""
         try:
             self._recognizer = await self._on_thread(self._load)
-        except (CheckpointError, ValueError) as error:
-            raise WorkerStartError(str(error)) from error
-        blank = Job(self.prepare(Image.new("RGB", (128, 32))), ReadOptions())
-        for size in (1, self._max_batch):
-            await self.read([blank] * size)
+            blank = Job(self.prepare(Image.new("RGB", (128, 32))), ReadOptions())
+            for size in (1, self._max_batch):
+                await self.read([blank] * size)
+        except (CheckpointError, ValueError, OSError, RuntimeError) as error:
+            # RuntimeError is what PyTorch raises for a device that is missing or full, with lines of advice.
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise WorkerStartError(f"the model {self._name!r} cannot be started: {reason}") from error
 
     def prepare(self, image: Image.Image) -> Any:
         """RGB image -> uint8 [3, height, width]."""

@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from clip4str import Recognizer
 from clip4str_service.worker import ThreadWorker, WorkerStartError
+
+
+def start(worker: ThreadWorker) -> None:
+    async def start_and_stop() -> None:
+        try:
+            await worker.start()
+        finally:
+            await worker.stop()
+
+    asyncio.run(start_and_stop())
 
 
 @pytest.mark.parametrize(
@@ -23,16 +34,26 @@ def test_start_that_fails_says_why_in_one_line(
     Path("corrupt.safetensors").write_bytes(b"not weights")
     model = changes.get("model", "default")
     worker = ThreadWorker(model, device=changes.get("device"), precision="auto", max_batch=4)
-
-    async def start() -> None:
-        try:
-            await worker.start()
-        finally:
-            await worker.stop()
-
     with pytest.raises(WorkerStartError) as caught:
-        asyncio.run(start())
+        start(worker)
     assert mentions in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError):
         _ = worker.model
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: invalid device ordinal\nlines of advice"), PermissionError(13, "denied")],
+)
+def test_fault_of_the_device_or_the_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Recognizer, "load", load)
+    with pytest.raises(WorkerStartError) as caught:
+        start(ThreadWorker("default", device="cuda:9", precision="auto", max_batch=4))
+    assert str(error).partition("\n")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
