@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from clip4str.charset import BOS, EOS, PAD, character_ids
 from clip4str.config import ModelConfig, TextConfig, VisionConfig
 
+# Words of a batch are of like length, so their statistics differ between batches: average over a hundred.
+_STATISTICS_MOMENTUM = 0.01
 _BPE_START, _BPE_END, _BPE_PAD = 49406, 49407, 0
 _BPE_SPECIAL = {"<|startoftext|>": _BPE_START, "<|endoftext|>": _BPE_END}
 
@@ -42,7 +44,7 @@ class ConvStem(nn.Module):
             ResidualBlock(fourth),
             ResidualBlock(fourth),
             nn.Conv2d(fourth, width, (4, 3), stride=(4, 1), padding=(0, 1), bias=False),  # 1/32, 1/4
-            nn.BatchNorm2d(width),
+            nn.BatchNorm2d(width, momentum=_STATISTICS_MOMENTUM),
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class ResidualBlock(nn.Module):
 def _conv(inputs: int, outputs: int, *, stride: int | tuple[int, int]) -> list[nn.Module]:
     return [
         nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.BatchNorm2d(outputs, momentum=_STATISTICS_MOMENTUM),
         nn.ReLU(inplace=True),
     ]
 
