@@ -21,6 +21,7 @@ from clip4str_service.errors import (
     DeadlineExceededError,
     InternalError,
     InvalidRequestError,
+    PayloadTooLargeError,
     ServiceError,
     Violation,
 )
@@ -40,6 +41,9 @@ PROTOCOL = "grpc"
 SERVICE = pb.DESCRIPTOR.services_by_name["RecognitionService"].full_name
 
 _REQUEST_ID = "x-request-id"
+_OVERSIZE = 4 << 20
+"""Bytes above `max_request_bytes` that gRPC lets through, so that a message some crops too large is refused by
+our own rich error. What is larger still is not worth holding: gRPC refuses it, without details."""
 
 # The stubs of grpc know the handlers of its threaded server only; ours are coroutines.
 Context: TypeAlias = Any
@@ -53,9 +57,9 @@ class RpcServer:
     def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(metrics)],
+            interceptors=[ErrorInterceptor(metrics, settings.max_request_bytes)],
             options=[
-                ("grpc.max_receive_message_length", settings.max_request_bytes),
+                ("grpc.max_receive_message_length", settings.max_request_bytes + _OVERSIZE),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # else a second service would share the port unseen
             ],
@@ -122,8 +126,9 @@ class RecognitionServicer(RecognitionServiceServicer):
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Around each call of ours: its ids, its metrics, its line in the log, and its error as a rich status."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, max_request_bytes: int) -> None:
         self._metrics = metrics
+        self._max_request_bytes = max_request_bytes
 
     async def intercept_service(
         self,
@@ -148,6 +153,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             trailers: tuple[tuple[str, str | bytes], ...] = ((_REQUEST_ID, ids.request_id),)
             crops = 0
             try:
+                self._check_size(message)
                 request = _parsed(handler, message)
                 crops = len(getattr(request, "crops", ()))
                 response = await handler.unary_unary(request, context)
@@ -169,6 +175,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 return response
 
         return call
+
+    def _check_size(self, message: bytes) -> None:
+        limit = self._max_request_bytes
+        if len(message) > limit:
+            raise PayloadTooLargeError(
+                f"the message has {len(message)} bytes; at most {limit} ({limit / 2**20:g} MiB) are read"
+            )
 
     def _count(self, method: str, code: str, crops: int, started: float) -> None:
         """Counted before the answer leaves, so that whoever has it finds it counted."""

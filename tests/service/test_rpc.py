@@ -172,9 +172,17 @@ async def test_too_many_crops(rpc: RpcService) -> None:
     assert (failed.code, failed.info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "too_many_crops")
 
 
-async def test_too_large_message_is_refused_by_grpc_itself(rpc: RpcService) -> None:
+async def test_too_large_message_is_told_the_limit(rpc: RpcService) -> None:
+    failed = await failure(rpc.raw("Recognize", bytes(10_001)))
+    assert (failed.code, failed.info.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "payload_too_large")
+    assert rpc.count("Recognize", "payload_too_large") == 1
+    at_limit = await failure(rpc.raw("Recognize", b"\xff" * 10_000))
+    assert at_limit.info.reason == "invalid_request"
+
+
+async def test_far_too_large_message_is_refused_by_grpc_itself(rpc: RpcService) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await rpc.recognize(bytes(10_001))
+        await rpc.recognize(bytes(5 << 20))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
