@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from time import perf_counter
 
@@ -10,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clip4str_service.errors import InternalError, ServiceError
+from clip4str_service.errors import DrainingError, InternalError, ServiceError
 from clip4str_service.logs import current_ids, identify
 from clip4str_service.metrics import OK, Metrics
 from clip4str_service.schemas import problem
@@ -53,16 +54,22 @@ class RequestContext:
                 self._count(scope, state.get("code", OK), message["status"], perf_counter() - started)
             await send(message)
 
+        async def refuse(error: ServiceError) -> None:
+            state["code"] = error.code
+            await problem_response(error)(scope, receive, send_and_count)
+
         try:
             await self._app(scope, receive, send_and_count)
+        except asyncio.CancelledError:
+            # The server cancels what still runs when the time for closing is up, such as a slow upload. That
+            # ends the task, and nobody waits for it: an answer serves the client better than a raised error.
+            if answered:
+                raise
+            await refuse(DrainingError("the service stopped before the request had arrived"))
         except Exception:
             log.exception("a request failed")
             if not answered:
-                state["code"] = InternalError.code
-                response = problem_response(
-                    InternalError("the fault is ours; the log has it by the request id")
-                )
-                await response(scope, receive, send_and_count)
+                await refuse(InternalError("the fault is ours; the log has it by the request id"))
 
     def _count(self, scope: Scope, code: str, status: int, seconds: float) -> None:
         route = scope.get("route")

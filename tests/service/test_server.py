@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import grpc
 import httpx
 import pytest
 
+from clip4str_service import server as server_module
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
 from clip4str_service.server import PortError, Server
@@ -163,6 +165,22 @@ async def test_stop_finishes_what_was_accepted_and_refuses_the_rest() -> None:
         assert [response.status_code for response in await asyncio.gather(*accepted)] == [200] * 3
         assert (await accepted_call).results[0].recognition.text == "ABCDEF"
         assert await stopping
+
+
+async def test_stop_during_a_slow_upload_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_CLOSE_SECONDS", 0.1)
+    async with running() as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.server.ports.http)
+        writer.write(b"POST /v1/recognize HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n")
+        writer.write(b"Content-Type: image/png\r\nExpect: 100-continue\r\n\r\n")
+        assert b" 100 " in await reader.readuntil(b"\r\n\r\n")  # the body is being waited for
+        assert await service.server.stop()
+        answer = await reader.read()
+        writer.close()
+    head, _, document = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"application/problem+json" in head
+    assert json.loads(document)["code"] == "draining"
 
 
 async def test_stop_gives_up_when_its_time_is_over() -> None:
