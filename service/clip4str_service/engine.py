@@ -47,6 +47,7 @@ from clip4str_service.worker import Job, Worker
 
 log = logging.getLogger(__name__)
 
+_LOADING = "the model is still being loaded"
 _CHUNK = 8  # crops that one pool thread prepares before the next thread may have its turn
 
 
@@ -104,7 +105,7 @@ class Engine:
     def model(self) -> ModelInfo:
         """What is loaded. Raises NotReadyError before it is."""
         if self._model is None:
-            raise NotReadyError("the model is still being loaded")
+            raise NotReadyError(_LOADING)
         return self._model
 
     async def start(self) -> None:
@@ -119,8 +120,14 @@ class Engine:
         """Raises NotReadyError or DrainingError unless crops are accepted."""
         if self._phase is Phase.DRAINING:
             raise DrainingError("the service is about to stop and takes no more requests")
-        if not self.ready:
-            raise NotReadyError("the model is still being loaded")
+        if self._phase is Phase.STARTING:
+            raise NotReadyError(_LOADING)
+        self.check_alive()
+
+    def check_alive(self) -> None:
+        """Raises NotReadyError when batches should be run and are not: only a new process helps."""
+        if self._phase is Phase.READY and not self._batcher.serving:
+            raise NotReadyError("the loop that runs the batches has died; the service must be restarted")
 
     async def drain(self) -> bool:
         """Takes no more crops; waits for those accepted. False when its time ran out and some were given up."""
@@ -135,11 +142,11 @@ class Engine:
         return True
 
     async def stop(self) -> None:
-        """Gives the model and the threads up. For use after `drain`."""
+        """Gives the model and the threads up; one that is busy ends by itself. For use after `drain`."""
         self._phase = Phase.DRAINING
         await self._batcher.stop()
         await self._worker.stop()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)  # to wait would block the event loop
 
     async def recognize(
         self, crops: Sequence[bytes | ServiceError], options: Options, deadline: float | None = None

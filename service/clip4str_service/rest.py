@@ -77,10 +77,11 @@ def _recognition(engine: Engine, settings: Settings) -> APIRouter:
 def _health(engine: Engine) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez")
-    @router.get("/v2/health/live")
+    @router.get("/livez", responses=errors(503))
+    @router.get("/v2/health/live", responses=errors(503))
     async def live() -> dict[str, bool]:
-        """Say that the process answers."""
+        """Say whether the process is sound; one that is not must be restarted."""
+        engine.check_alive()
         return {"live": True}
 
     @router.get("/readyz", responses=errors(503))

@@ -44,7 +44,7 @@ class Worker(Protocol):
         """Reads one batch, in order. One call at a time."""
 
     async def stop(self) -> None:
-        """Gives the model up; a batch that is being read is read to its end."""
+        """Gives the model up, at once; a batch that is being read runs on, and nobody hears of it."""
 
 
 class ThreadWorker:
@@ -86,8 +86,8 @@ class ThreadWorker:
         return await self._on_thread(self._loaded.read_prepared, crops, options)
 
     async def stop(self) -> None:
-        """Ends the thread."""
-        await asyncio.to_thread(self._thread.shutdown)
+        """Ends the thread, as soon as it is idle."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
     def _loaded(self) -> Recognizer:

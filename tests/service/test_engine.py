@@ -1,6 +1,7 @@
 """The engine: one outcome for each crop, whatever happens to it or to its neighbours."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -334,3 +335,27 @@ async def test_timing_and_measures_tell_where_the_time_went() -> None:
             "device": "cpu",
         }
         assert stage.value("build_info", **labels) == 1
+
+
+async def test_stop_waits_for_no_busy_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on, left = threading.Event(), threading.Event(), threading.Event()
+
+    def prepare(_: Image.Image) -> str:
+        entered.set()
+        go_on.wait(5)
+        left.set()
+        return "#000000"
+
+    stage = Stage(drain_timeout_ms=1)
+    monkeypatch.setattr(stage.worker, "prepare", prepare)
+    await stage.engine.start()
+    request = asyncio.create_task(stage.engine.recognize([plain()], Options()))
+    try:
+        while not entered.is_set():  # noqa: ASYNC110 (it is set on a thread)
+            await asyncio.sleep(0.001)
+        await stage.engine.drain()
+        await stage.engine.stop()
+        assert not left.is_set()
+    finally:
+        go_on.set()
+    assert said(await request) == [DrainingError]

@@ -1,10 +1,12 @@
 """REST before a real engine: the three body forms, health, and what surrounds a request."""
 
+import asyncio
 import re
 from typing import Any
 
 import pytest
 
+from clip4str_service.batcher import Batcher
 from clip4str_service.schemas import ModelsAnswer, RecognizeAnswer
 from tests.service.pixel_worker import plain
 from tests.service.rest_service import PNG, Service, body, check, parts, problem, said
@@ -101,6 +103,22 @@ async def test_health_follows_the_engine(cold: Service) -> None:
     assert [await codes(paths) for paths in (ALIVE, READY, STARTED)] == [{"ok"}] * 3
     await cold.engine.drain()
     assert [await codes(paths) for paths in (ALIVE, READY, STARTED)] == [{"ok"}, {"draining"}, {"ok"}]
+
+
+async def test_dead_batch_loop_is_told_and_ends_the_life(
+    cold: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(_: object) -> None:
+        raise RuntimeError("a fault of the batcher")
+
+    monkeypatch.setattr(Batcher, "_due", die)
+    await cold.engine.start()
+    while cold.engine.ready:  # noqa: ASYNC110 (the loop's death raises no event)
+        await asyncio.sleep(0)
+    for path in ALIVE + READY:
+        assert "restarted" in problem(await cold.http.get(path), 503, "not_ready")["detail"]
+    response = await cold.recognize(content=plain(), headers=PNG)
+    assert "restarted" in problem(response, 503, "not_ready")["detail"]
 
 
 async def test_open_inference_metadata(service: Service) -> None:
