@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
+import threading
+from time import monotonic
 from typing import NoReturn
 
 from clip4str_service.settings import (
@@ -18,7 +21,9 @@ from clip4str_service.settings import (
 )
 
 PROGRAM = "clip4str-service"
+FAILURE = 1
 BAD_INPUT = 2
+_THREADS_SECONDS = 2  # for threads that are still busy when the service has stopped
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 2 for bad settings, a bad model or a taken port."""
+    """Runs the command line; returns the exit code: 2 for bad settings, a bad model or a taken port, else 1."""
     given = vars(_parser().parse_args(arguments))
     command = given.pop("command")
     try:
@@ -72,19 +77,44 @@ def _serve(settings: Settings) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Only now, when the settings are right, is the model library worth its seconds of loading.
     from clip4str_service.logs import configure_logging
-    from clip4str_service.server import PortError, serve
+    from clip4str_service.server import FrontEndError, PortError, serve
     from clip4str_service.worker import WorkerStartError
 
     configure_logging(settings.log_level)
     try:
-        return 0 if asyncio.run(serve(settings)) else 1
+        code = 0 if asyncio.run(serve(settings)) else FAILURE
     except (PortError, WorkerStartError) as error:
-        return _refuse(str(error))
+        code = _refuse(str(error))
+    except FrontEndError as error:
+        code = _refuse(str(error), FAILURE)
+    end_threads(code)
+    return code
 
 
-def _refuse(reason: str) -> int:
+def end_threads(code: int) -> None:
+    """Waits shortly for the threads that would hold up the interpreter's end; ends the process if one stays.
+
+    The interpreter joins each of them, without a limit, so that one stuck in an image or on the device would
+    keep the process from ever ending. None holds anything that an end could damage.
+    """
+    last = monotonic() + _THREADS_SECONDS
+    threads = [
+        each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()
+    ]
+    for thread in threads:
+        thread.join(max(0.0, last - monotonic()))
+    busy = [thread.name for thread in threads if thread.is_alive()]
+    if busy:
+        logging.getLogger(__name__).error("ended with threads still busy", extra={"threads": busy})
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _refuse(reason: str, code: int = BAD_INPUT) -> int:
     sys.stderr.write(f"{PROGRAM}: {reason}\n")
-    return BAD_INPUT
+    return code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import uvicorn
 from prometheus_client import start_http_server
@@ -36,6 +36,10 @@ class PortError(Exception):
     """A port cannot be taken; the message is one line that names its setting."""
 
 
+class FrontEndError(Exception):
+    """A front end ended while the service ran; the message is one line that says which, and why."""
+
+
 class Ports(NamedTuple):
     """The ports that were taken."""
 
@@ -54,19 +58,20 @@ class Server:
         self._registry = metrics.registry
         self._engine = Engine(worker, settings, metrics)
         self._rpc = RpcServer(self._engine, settings, metrics)
-        self._http = _HttpServer(
-            uvicorn.Config(
-                create_app(self._engine, settings, metrics),
-                http="httptools",
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSE_SECONDS,
-            )
+        config = uvicorn.Config(
+            create_app(self._engine, settings, metrics),
+            http="httptools",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSE_SECONDS,
         )
+        config.load()  # here, not in the task that serves: what cannot be imported ends the start
+        self._http = _HttpServer(config)
+        self._serving: asyncio.Task[None] | None = None
         self._closing = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
@@ -83,8 +88,8 @@ class Server:
             grpc_port = self._rpc.bind(host, self._settings.grpc_port)
         await self._rpc.start()
         self._closing.push_async_callback(self._rpc.stop, _CLOSE_SECONDS)
-        serving = asyncio.create_task(self._http.serve([http]))
-        self._closing.push_async_callback(self._stop_http, serving)
+        self._serving = asyncio.create_task(self._http.serve([http]))
+        self._closing.push_async_callback(self._stop_http, self._serving)
         self.ports = Ports(http.getsockname()[1], grpc_port, metrics.server_port)
         log.info("listening", extra={"host": host, "ports": self.ports._asdict()})
 
@@ -93,6 +98,14 @@ class Server:
         await self._engine.start()
         await self._rpc.set_serving(True)
         log.info("ready", extra={"model": self._engine.model.name, "revision": self._engine.model.revision})
+
+    async def watch(self) -> NoReturn:
+        """Waits, and raises FrontEndError when REST ends before it is stopped. For a started server."""
+        if self._serving is None:
+            raise RuntimeError("the server is not started")
+        await asyncio.wait([self._serving])
+        reason = "it was cancelled" if self._serving.cancelled() else self._serving.exception()
+        raise FrontEndError(f"REST ended by itself: {reason or 'no error was raised'}")
 
     async def stop(self) -> bool:
         """Drains and closes, whatever of it was started. False when accepted crops were given up."""
@@ -105,7 +118,7 @@ class Server:
 
     async def _stop_http(self, serving: asyncio.Task[None]) -> None:
         self._http.should_exit = True
-        await serving
+        await asyncio.wait([serving])  # if it failed, `watch` says so
 
     @contextlib.contextmanager
     def _taking(self, field: str) -> Iterator[None]:
@@ -147,6 +160,7 @@ async def serve(settings: Settings) -> bool:
 
     Raises:
         PortError, WorkerStartError: the service cannot start.
+        FrontEndError: it cannot go on.
     """
     for name in unknown_variables(os.environ):
         log.warning("%s is not a setting", name)
@@ -154,16 +168,21 @@ async def serve(settings: Settings) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     server = Server(settings, _worker(settings))
+    tasks: list[asyncio.Task[Any]] = []
     try:
         await server.start()
         loading = asyncio.create_task(server.load())
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        ends = [asyncio.create_task(stopping.wait()), asyncio.create_task(server.watch())]
+        tasks = [loading, *ends]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             await loading
-            await stop
-        loading.cancel()
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            await end
     finally:
+        for task in tasks:
+            task.cancel()
         drained = await server.stop()
     return drained
 

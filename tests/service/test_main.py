@@ -5,10 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from clip4str_service.__main__ import main
+from clip4str_service.__main__ import end_threads, main
 from clip4str_service.settings import Settings, variable
 
 
@@ -103,3 +105,52 @@ def test_interrupt_ends_the_service_with_exit_code_0() -> None:
         assert service.stdout.readline() == "ready\n"
         service.send_signal(signal.SIGINT)
         assert service.wait(60) == 0
+
+
+DYING = """
+import sys
+from clip4str_service import server
+from clip4str_service.__main__ import main
+from tests.service.pixel_worker import PixelWorker
+
+async def die(_):
+    raise OSError("the sockets are lost")
+
+server._HttpServer.main_loop = die
+server.ThreadWorker = lambda *_, **__: PixelWorker()
+sys.exit(main(["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]))
+"""
+
+
+def test_death_of_rest_ends_the_service_with_one_line() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "clip4str-service: REST ended by itself: the sockets are lost\n"
+
+
+BUSY = """
+import logging, sys, threading
+from clip4str_service import __main__
+
+logging.basicConfig(stream=sys.stdout)
+__main__._THREADS_SECONDS = 0.1
+threading.Thread(target=threading.Event().wait, name="stuck").start()
+__main__.end_threads(3)
+"""
+
+
+def test_stuck_thread_does_not_hold_up_the_end() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 3
+    assert "threads still busy" in ended.stdout
+
+
+def test_idle_threads_end_by_themselves() -> None:
+    thread = threading.Thread(target=time.sleep, args=(0.05,))
+    thread.start()
+    end_threads(3)
+    assert not thread.is_alive()

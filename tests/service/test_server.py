@@ -15,7 +15,7 @@ import pytest
 from clip4str_service import server as server_module
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from clip4str_service.server import PortError, Server
+from clip4str_service.server import FrontEndError, PortError, Server
 from clip4str_service.worker import WorkerStartError
 from tests.service.pixel_worker import PixelWorker, plain, settings
 
@@ -113,6 +113,16 @@ async def test_failed_load_is_told_and_the_server_can_be_stopped() -> None:
     assert await server.stop()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", server.ports.http)
+
+
+async def test_death_of_rest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def die(_: object) -> None:
+        raise OSError("the sockets are lost")
+
+    monkeypatch.setattr(server_module._HttpServer, "main_loop", die)
+    async with running() as service:
+        with pytest.raises(FrontEndError, match="REST ended by itself: the sockets are lost"):
+            await service.server.watch()
 
 
 async def test_client_that_leaves_frees_its_places_and_is_counted() -> None:
