@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from clip4str.recognizer import BranchReading, Reading
@@ -51,8 +51,15 @@ def _bad_input_errors(command: str) -> tuple[type[Exception], ...]:
     return (*errors, RecipeError)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers bad arguments with one line, not with the usage as well. Its commands' parsers are the same."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="clip4str", description="Scene text recognition with CLIP4STR.")
+    parser = _Parser(prog="clip4str", description="Scene text recognition with CLIP4STR.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     read = commands.add_parser("read", help="read the word in each image")
