@@ -65,7 +65,7 @@ class RequestContext:
             # ends the task, and nobody waits for it: an answer serves the client better than a raised error.
             if answered:
                 raise
-            await refuse(DrainingError("the service stopped before the request had arrived"))
+            await refuse(DrainingError("the service stopped before the request was answered"))
         except Exception:
             log.exception("a request failed")
             if not answered:
