@@ -58,4 +58,4 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 
 
 def test_recipes_are_shipped() -> None:
-    assert [path.name for path in RECIPES] == ["tiny-1.yaml", "tiny-2.yaml", "tiny-3.yaml"]
+    assert [path.name for path in RECIPES] == ["tiny-1.yaml", "tiny-2.yaml", "tiny-3.yaml", "tiny-4.yaml"]
