@@ -43,7 +43,7 @@ SAMPLES = (
     Sample("Library", "DejaVuSerif", (40, 40, 48), (200, 196, 188), lean=0.06, light=0.4),
     Sample("EXIT", "DejaVuSans-Bold", (250, 246, 240), (178, 28, 30), blur=1.0, shadow=True),
     Sample("bread", "DejaVuSerif-BoldItalic", (120, 40, 24), (240, 226, 190), lean=-0.05),
-    Sample("PARKING", "DejaVuSansCondensed-Bold", (16, 24, 60), (240, 196, 40), noise=9.0, frame=True),
+    Sample("PARKING", "DejaVuSansCondensed-Bold", (16, 24, 60), (240, 196, 40), noise=9.0),
     Sample("Theatre", "DejaVuSerifCondensed-Bold", (238, 206, 120), (86, 18, 44), shadow=True),
     Sample("hotel", "DejaVuSans-BoldOblique", (36, 36, 36), (186, 206, 220), blur=0.9, light=0.35),
     Sample("2741", "DejaVuSans-Bold", (30, 30, 34), (232, 232, 226), lean=0.08, noise=8.0),
