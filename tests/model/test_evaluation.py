@@ -101,6 +101,14 @@ def test_evaluate_scores_the_whole_set_read_in_batches(untrained: Recognizer, tm
     assert report.crops_per_second > 0
 
 
+def test_limit_reads_evenly_spaced_words(untrained: Recognizer, tmp_path: Path) -> None:
+    words = write_set(tmp_path / "words", ["one", "2", "three", "IV"])
+    expected = score(untrained.read([words.image(0), words.image(2)]), ["one", "three"], seconds=1.0)
+    report = evaluate(untrained, words, limit=2)
+    assert (report.n, report.one_minus_ned_36) == (2, expected.one_minus_ned_36)
+    assert evaluate(untrained, words, limit=9).n == 4
+
+
 def test_set_of_punctuation_alone_cannot_be_evaluated(untrained: Recognizer, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="signs: no label has a letter or digit"):
         evaluate(untrained, write_set(tmp_path / "signs", ["!", "?"]))

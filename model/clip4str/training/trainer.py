@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from clip4str import checkpoint
 from clip4str.charset import encode
 from clip4str.config import VARIANTS
 from clip4str.datasets import open_set
-from clip4str.evaluation import score
+from clip4str.evaluation import evaluate
 from clip4str.model import CLIP4STR, init_decoder
-from clip4str.recognizer import Reading, ReadOptions, Recognizer
+from clip4str.recognizer import Recognizer
 from clip4str.runtime import resolve_device
 from clip4str.synth.stream import Curriculum, Stage, SyntheticBatch, WordStream
 from clip4str.training.auxiliary import ColumnClassifier
@@ -70,7 +70,7 @@ class Trainer:
             validation_due = _crossed(self.samples - recipe.save_every, self.samples, recipe.validate_every)
             if validation_due or self.samples >= recipe.samples:
                 checkpoint.save(self.model_file, self.model)
-                self._record(self.validate())
+                self._record({"accuracy_36": self.validate()})
 
     def _train_until(self, samples: int, batches: Iterator[SyntheticBatch]) -> dict[str, float]:
         """Train; returns the speed and the mean of every loss."""
@@ -107,20 +107,14 @@ class Trainer:
         self.samples += len(batch.labels)
         return {name: float(value.detach()) for name, value in losses.items()}
 
-    def validate(self) -> dict[str, float]:
-        """accuracy_36 of the saved model on evenly spaced crops of each validation set, in percent."""
+    def validate(self) -> dict[str, dict[str, float]]:
+        """accuracy_36 of the saved model on each validation set, in percent, by branch."""
         recognizer = Recognizer.load(str(self.model_file), device=str(self.device))
-        results: dict[str, float] = {}
+        results = {}
         for path in self.recipe.validation:
             words = open_set(path)
-            rows = np.linspace(0, len(words) - 1, min(self.recipe.validation_crops, len(words))).astype(int)
-            readings: list[Reading] = []
-            for chunk in np.array_split(rows, max(1, len(rows) // 64)):
-                crops = [recognizer.prepare(words.image(int(row))) for row in chunk]
-                readings += recognizer.read_prepared(crops, [ReadOptions()] * len(crops))
-            report = score(readings, [words.labels[row] for row in rows], 1.0)
-            results[words.name] = round(report.accuracy_36.final, 1)
-            results[words.name + " visual"] = round(report.accuracy_36.visual, 1)
+            accuracy = evaluate(recognizer, words, limit=self.recipe.validation_crops).accuracy_36
+            results[words.name] = {"final": round(accuracy.final, 1), "visual": round(accuracy.visual, 1)}
         return results
 
     def _batches(self) -> Iterator[SyntheticBatch]:
@@ -161,7 +155,7 @@ class Trainer:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _record(self, values: dict[str, float]) -> None:
+    def _record(self, values: Mapping[str, object]) -> None:
         line = json.dumps({"samples": self.samples, **values})
         log.info(line)
         with (self.recipe.output / "log.jsonl").open("a") as file:

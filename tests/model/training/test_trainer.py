@@ -17,6 +17,8 @@ from clip4str.training.auxiliary import ColumnClassifier
 from clip4str.training.recipe import Recipe
 from clip4str.training.trainer import Trainer
 
+SAMPLES = Path(__file__).parents[3] / "samples"
+
 
 def recipe(folder: Path, **changes: Any) -> Recipe:
     small = {"samples": 64, "batch_size": 8, "save_every": 32, "validate_every": 64, "warmup": 8, "decay": 8}
@@ -27,11 +29,11 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    Trainer(recipe(folder)).run()
+    Trainer(recipe(folder, validation=[SAMPLES], validation_crops=5)).run()
     return folder
 
 
-def records(folder: Path) -> list[dict[str, float]]:
+def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -40,6 +42,12 @@ def test_log_tells_speed_and_losses(run: Path) -> None:
     assert [record["samples"] for record in steps] == [32, 64]
     assert steps[1]["columns"] < steps[0]["columns"]
     assert all({"visual", "cross_modal", "crops_per_second"} <= set(record) for record in steps)
+
+
+def test_validation_measures_both_branches(run: Path) -> None:
+    (validation,) = [record["accuracy_36"] for record in records(run) if "accuracy_36" in record]
+    assert set(validation) == {SAMPLES.name}
+    assert all(0 <= validation[SAMPLES.name][branch] <= 100 for branch in ("final", "visual"))
 
 
 def test_both_branches_learn(tmp_path: Path) -> None:
