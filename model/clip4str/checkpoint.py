@@ -1,36 +1,45 @@
 """Files to models: our safetensors, the published .ckpt and .pt, and CLIP's own weights to start training from.
 
-Nothing here unpickles code: pickled files are read with `weights_only`. Every failure is a CheckpointError
-with one line that says what is wrong with which file.
+Nothing here unpickles code: `containers` reads the files. Every failure is a CheckpointError with one line that
+says what is wrong with which file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
-import re
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import math
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from clip4str import metadata, registry
 from clip4str.charset import ALPHANUMERIC_LOWER
 from clip4str.config import HALF, VARIANTS, ModelConfig, TextConfig, VisionConfig
+from clip4str.containers import (
+    CheckpointError as CheckpointError,
+)
+from clip4str.containers import (
+    State,
+    as_state,
+    explained,
+    is_torchscript,
+    read_pickle,
+    read_safetensors,
+    read_torchscript,
+)
 from clip4str.model import CLIP4STR
 
-State = dict[str, Tensor]
 WEIGHTS = Path(__file__).parent / "weights"
 _CLIP = "clip_model."
-_METADATA_KEY = "clip4str"
 _BARE: dict[str, Any] = {"context_length": 16, "text_freeze_nlayer": 6, "charset_test": ALPHANUMERIC_LOWER}
 _FALLBACKS: dict[str, Any] = {
     "context_length": 20,
@@ -40,13 +49,12 @@ _FALLBACKS: dict[str, Any] = {
 _CLIP_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # facts, not weights, in CLIP's own files
 
 
-class CheckpointError(Exception):
-    """A model file is missing, unreadable, or not what it should be; the message is one line for the user."""
-
-
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model file's content: configuration and float weights under the published names."""
+    """A model file's content: configuration and weights under the published names.
+
+    The weights may be views of the mapped file, in its dtype; `build` copies them.
+    """
 
     name: str
     revision: str  # "sha256:<hex>" of the file
@@ -55,8 +63,19 @@ class Checkpoint:
 
 
 def resolve(model: str) -> Path:
-    """The file a model name or path stands for: "default", a file, or a directory holding one model file."""
-    path = WEIGHTS / "default.safetensors" if model == "default" else Path(model)
+    """The file a model name or path stands for. Raises CheckpointError.
+
+    In this order: "default"; a published checkpoint's name, or a variant's for its default checkpoint, once
+    fetched; a file; a directory holding one model file. Nothing is downloaded.
+    """
+    if model == "default":
+        return WEIGHTS / "default.safetensors"
+    if entry := registry.find(model):
+        fetched = registry.cache_folder() / entry.location.filename
+        if not fetched.is_file():
+            raise CheckpointError(f"{model} is not here yet: run `clip4str fetch {entry.name}`")
+        return fetched
+    path = Path(model)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".ckpt", ".pt"))
         if len(found) != 1:
@@ -66,46 +85,99 @@ def resolve(model: str) -> Path:
             )
         return found[0]
     if not path.is_file():
-        known = (
-            " (a published variant needs a checkpoint: give the path of its file)"
-            if model in VARIANTS
-            else ""
+        if model in VARIANTS:
+            raise CheckpointError(
+                f"no checkpoint of {model} is published: give the path of a file, "
+                f"or one of: default, {registry.known()}"
+            )
+        raise CheckpointError(
+            f"no model file {str(path)!r}, nor a checkpoint of that name (clip4str fetch --list)"
         )
-        raise CheckpointError(f"no model file {str(path)!r}{known}")
     return path
 
 
 def load(model: str) -> Checkpoint:
-    """Read a model by name or path. Raises CheckpointError."""
-    path = resolve(model)
-    name = model if model == "default" else path.stem
-    with _explained(path, "cannot be read"):
-        revision = f"sha256:{_sha256(path)}"
-    state, config = (_read_safetensors if path.suffix == ".safetensors" else _read_published)(path)
-    return Checkpoint(name, revision, config, state)
+    """Read a model by name or path. Raises CheckpointError.
+
+    Held to the checksums that are known: a fetched file to that of its host or of the first download, a file of
+    ours to its weights' in the metadata. Hashing takes about 0.6 s per GB, next to the reading.
+    """
+    path, entry = resolve(model), registry.find(model)
+    with explained(path, "cannot be read"), ThreadPoolExecutor(max_workers=1) as pool:
+        hashing = pool.submit(_sha256, path)  # the reader maps the file: its bytes come from the disk once
+        if path.suffix == ".safetensors":
+            state, notes = read_safetensors(path)
+            config = metadata.parse(notes, state, path)
+        else:
+            state, config = _read_published(path)
+        digest = hashing.result()
+    if entry is not None:
+        expected = registry.expected_sha256(entry, path)
+        if expected is not None and digest != expected:
+            raise CheckpointError(
+                f"{path}: its sha256 is {digest}, not {expected}: remove it and fetch it again"
+            )
+        config = dataclasses.replace(config, mean=entry.mean, std=entry.std)
+    name = entry.name if entry else model if model == "default" else path.stem
+    return Checkpoint(name, f"sha256:{digest}", config, state)
 
 
 def build(checkpoint: Checkpoint) -> CLIP4STR:
-    """The checkpoint's model in float32, in evaluation mode. Raises CheckpointError when names or shapes differ."""
-    with _explained(checkpoint.name, "its configuration makes no model"):
-        model = CLIP4STR(checkpoint.config)
-    with _explained(checkpoint.name, "weights do not fit the configuration"):
-        model.load_state_dict(checkpoint.state, strict=True)  # copies into float32, whatever the file's dtype
+    """The checkpoint's model in float32, in evaluation mode, with memory of its own.
+
+    Raises CheckpointError when names, shapes or dtypes differ, or a weight is not finite.
+    """
+    with explained(checkpoint.name, "its configuration makes no model"), torch.device("meta"):
+        model = CLIP4STR(checkpoint.config)  # no memory yet, no random numbers
+    expected = model.state_dict()
+    _check_weights(checkpoint, expected)
+    own = {
+        key: torch.empty_like(like, device="cpu").copy_(checkpoint.state[key])
+        for key, like in expected.items()
+    }
+    _check_finite(checkpoint.name, own)
+    model.load_state_dict(own, strict=True, assign=True)
+    clip = model.clip_model  # the text encoder's causal mask is the one buffer that no file holds
+    clip.attn_mask = torch.full(clip.attn_mask.shape, -math.inf).triu_(1)
     return model.eval()
 
 
-def save(path: Path, model: CLIP4STR, dtype: torch.dtype = torch.float16) -> None:
-    """Write one safetensors file with the configuration in its metadata."""
+def save(
+    path: Path, model: CLIP4STR, dtype: torch.dtype = torch.float16, *, source_sha256: str | None = None
+) -> None:
+    """Write one safetensors file with configuration, charset and digests in its metadata; all of it or nothing.
+
+    Raises CheckpointError when the file cannot be written, or a weight is too large for float16.
+    """
     state = {
         key: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for key, value in model.state_dict().items()
     }
-    path.write_bytes(serialize(state, {_METADATA_KEY: json.dumps(model.config.to_dict())}))
+    _check_finite(f"{path}: as {str(dtype).removeprefix('torch.')}", state)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(state, unfinished, metadata.compose(model.config, state, source_sha256))
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written ({error})") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def convert(source: Path, destination: Path) -> None:
-    """Rewrite any readable checkpoint as one safetensors file. Raises CheckpointError."""
-    save(destination, build(load(str(source))), dtype=torch.float32)
+def convert(
+    source: str, destination: Path, dtype: torch.dtype = torch.float32, *, overwrite: bool = False
+) -> None:
+    """Rewrite a model, by name or path, as one safetensors file. Raises CheckpointError."""
+    if destination.suffix != ".safetensors":
+        raise CheckpointError(f"{destination}: the file to write must end in .safetensors")
+    if not destination.parent.is_dir():
+        raise CheckpointError(f"{destination}: there is no folder {str(destination.parent)!r}")
+    if not os.access(destination.parent, os.W_OK):
+        raise CheckpointError(f"{destination}: its folder is not writable")
+    if destination.is_dir() or (destination.exists() and not overwrite):
+        raise CheckpointError(f"{destination}: exists; --force overwrites a file")
+    loaded = load(source)
+    save(destination, build(loaded), dtype, source_sha256=loaded.revision.removeprefix("sha256:"))
 
 
 def infer_config(
@@ -115,45 +187,45 @@ def infer_config(
 
     Without hyper-parameters (a bare state dict) the published YAML's values hold; a value missing among them
     is what the published code falls back to. The published evaluation normalises with mean and deviation 0.5,
-    though training did with CLIP's; its figures belong to 0.5. Raises KeyError naming a weight that is missing.
+    though training did with CLIP's; its figures belong to 0.5. Raises KeyError naming a weight that is missing,
+    ValueError for a weight or value that cannot be.
     """
     hyper = _BARE if hyper_parameters is None else {**_FALLBACKS, **hyper_parameters}
-    vision_width, _, patch, _ = state[_CLIP + "visual.conv1.weight"].shape
-    grid = round((len(state[_CLIP + "visual.positional_embedding"]) - 1) ** 0.5)
-    text_width = len(state[_CLIP + "ln_final.weight"])
-    vocabulary = len(state[_CLIP + "token_embedding.weight"])
-    positions = len(state[_CLIP + "positional_embedding"])
-    embed_dim = state[_CLIP + "text_projection"].shape[1]
-    steps = state["visual_decoder.pos_queries"].shape[1]
+    sizes = metadata.measure(state)
+    _, _, patch, _ = metadata.shape_of(state, _CLIP + "visual.conv1.weight", 4)
+    side = patch * round((sizes.image_tokens - 1) ** 0.5)
     vision = VisionConfig(
-        image_size=(grid * patch, grid * patch),
+        image_size=(side, side),
         patch_size=(patch, patch),
-        width=vision_width,
-        layers=_count(state, r"clip_model\.visual\.transformer\.resblocks\.(\d+)\."),
-        heads=vision_width // 64,
+        width=sizes.vision_width,
+        layers=sizes.vision_layers,
+        heads=sizes.vision_width // 64,
     )
     text = TextConfig(
         tokenizer="bpe",
-        vocabulary=vocabulary,
-        positions=positions,
-        context_length=int(hyper["context_length"]),
-        width=text_width,
-        layers=_count(state, r"clip_model\.transformer\.resblocks\.(\d+)\."),
-        heads=text_width // 64,
+        vocabulary=sizes.vocabulary,
+        positions=sizes.positions,
+        context_length=_whole(hyper, "context_length", 2, sizes.positions),
+        width=sizes.text_width,
+        layers=sizes.text_layers,
+        heads=sizes.text_width // 64,
     )
-    sizes = (vision, text.width, text.layers, embed_dim)
-    named = (c for c in VARIANTS.values() if (c.vision, c.text.width, c.text.layers, c.embed_dim) == sizes)
-    variant = next((c.variant for c in named), "custom")
+    if not isinstance(hyper["charset_test"], str):
+        raise ValueError(f"hyper-parameter charset_test is {hyper['charset_test']!r}, not text")
+    dimensions = (vision, text.width, text.layers, sizes.embed_dim)
+    named = (
+        c for c in VARIANTS.values() if (c.vision, c.text.width, c.text.layers, c.embed_dim) == dimensions
+    )
     return ModelConfig(
-        variant=variant,
+        variant=next((c.variant for c in named), "custom"),
         vision=vision,
         text=text,
-        embed_dim=embed_dim,
-        max_length=steps - 1,
-        caption_charset=str(hyper["charset_test"]),
+        embed_dim=sizes.embed_dim,
+        max_length=sizes.steps - 1,
+        caption_charset=hyper["charset_test"],
         mean=HALF,
         std=HALF,
-        freeze_text_layers=int(hyper["text_freeze_nlayer"]),
+        freeze_text_layers=_whole(hyper, "text_freeze_nlayer", -1, 99),
     )
 
 
@@ -170,22 +242,8 @@ def load_clip_weights(model: CLIP4STR, path: Path) -> None:
         for key, value in state.items()
         if key not in _CLIP_EXTRAS
     }
-    with _explained(path, f"CLIP weights do not fit {model.config.variant}"):
+    with explained(path, f"CLIP weights do not fit {model.config.variant}"):
         target.load_state_dict(rounded, strict=True)
-
-
-@contextmanager
-def _explained(path: Path | str, what: str) -> Iterator[None]:
-    """Turns whatever a stranger's file makes its reader raise into one line for the user."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd files; what matters raises
-            yield
-    except CheckpointError:
-        raise
-    except Exception as error:  # noqa: BLE001 (readers of broken files raise anything)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path}: {what} ({reason[:300]})") from None
 
 
 def _is_rounded(key: str) -> bool:
@@ -193,8 +251,11 @@ def _is_rounded(key: str) -> bool:
     return any(part in key for part in parts)
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return len({match[1] for key in state if (match := re.match(pattern, key))})
+def _whole(hyper: Mapping[str, Any], key: str, low: int, high: int) -> int:
+    value = hyper[key]
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"hyper-parameter {key} is {value!r}, not a whole number from {low} to {high}")
+    return value
 
 
 def _sha256(path: Path) -> str:
@@ -202,58 +263,62 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_safetensors(path: Path) -> tuple[State, ModelConfig]:
-    with _explained(path, "not a readable safetensors file"):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        state = load_file(path)
-    if _METADATA_KEY not in metadata:
-        raise CheckpointError(
-            f"{path}: no {_METADATA_KEY!r} configuration in its metadata; was it written by clip4str?"
-        )
-    with _explained(path, "its configuration is not understood"):
-        return state, ModelConfig.from_dict(json.loads(metadata[_METADATA_KEY]))
+def _check_weights(checkpoint: Checkpoint, expected: State) -> None:
+    """The same names and shapes as the model's, and floating-point numbers where it has them."""
+    state = checkpoint.state
+    shared = state.keys() & expected.keys()
+    problems = {
+        "missing": expected.keys() - state.keys(),
+        "unexpected": state.keys() - expected.keys(),
+        "of another shape": {key for key in shared if state[key].shape != expected[key].shape},
+        "of another kind of number": {
+            key for key in shared if state[key].is_floating_point() != expected[key].is_floating_point()
+        },
+    }
+    if found := [f"{problem}: {_some(keys)}" for problem, keys in problems.items() if keys]:
+        raise CheckpointError(f"{checkpoint.name}: weights do not fit the configuration ({'; '.join(found)})")
+
+
+def _some(keys: Iterable[str]) -> str:
+    first, *others = sorted(keys)
+    return ", ".join([first, *others[:2]]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+
+
+def _check_finite(name: str, state: State) -> None:
+    for key, value in state.items():
+        # a sum is many times faster than a look at each, but may itself overflow
+        if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
+            raise CheckpointError(f"{name}: {key} holds numbers that are not finite")
 
 
 def _read_published(path: Path) -> tuple[State, ModelConfig]:
     """A Lightning .ckpt, with hyper-parameters, or a bare state dict."""
-    content = _unpickle(path)
-    if not isinstance(content, Mapping) or "state_dict" not in content:
-        state, hyper_parameters = _as_state(content, path), None
-    else:
-        state, hyper_parameters = _as_state(content["state_dict"], path), content.get("hyper_parameters", {})
-    with _explained(path, "not a CLIP4STR checkpoint"):
+    if is_torchscript(path):
+        raise CheckpointError(f"{path}: is a TorchScript archive, as CLIP's are, not a CLIP4STR checkpoint")
+    content = read_pickle(path)
+    hyper_parameters = None
+    if isinstance(content, Mapping) and "state_dict" in content:
+        hyper_parameters = content.get("hyper_parameters")
+        content = content["state_dict"]
+        if not isinstance(hyper_parameters, Mapping | None):
+            raise CheckpointError(f"{path}: its hyper_parameters are no dictionary")
+    state = as_state(content, path)
+    if any(key.startswith("adapter.") for key in state):
+        raise CheckpointError(f"{path}: is a CLIP adapter with one decoder, which is not supported")
+    if "visual.proj" in state:
+        raise CheckpointError(f"{path}: holds CLIP's own weights, not a CLIP4STR checkpoint")
+    with explained(path, "not a CLIP4STR checkpoint"):
         return state, infer_config(state, hyper_parameters)
-
-
-def _unpickle(path: Path) -> Any:
-    with _explained(path, "not a readable checkpoint"):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Whether a zip archive holds code beside its tensors, as OpenAI's CLIP files do."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _as_state(content: Any, path: Path) -> State:
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: holds no state dict of tensors")
-    return dict(content)
 
 
 def _read_clip(path: Path) -> State:
     if not path.is_file():
         raise CheckpointError(f"no CLIP file {str(path)!r}")
-    with _explained(path, "not a readable CLIP file"):
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if _is_torchscript(path):
-            return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    content = _unpickle(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    if is_torchscript(path):
+        return read_torchscript(path)
+    content = read_pickle(path)
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
-    return {key.removeprefix("module."): value for key, value in _as_state(content, path).items()}
+    return {key.removeprefix("module."): value for key, value in as_state(content, path).items()}

@@ -1,4 +1,4 @@
-"""The `clip4str` command: read, evaluate, train, convert and synthesise from a terminal.
+"""The `clip4str` command: read, evaluate, train, fetch, convert and synthesise from a terminal.
 
 Only the command that runs imports what it needs, so that `--help` answers at once.
 """
@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _bad_input_errors(command: str) -> tuple[type[Exception], ...]:
     from clip4str import CharsetError, CheckpointError
     from clip4str.datasets import DatasetError
+    from clip4str.fetch import FetchError
     from clip4str.synth.fonts import FontError
 
-    errors = (CharsetError, CheckpointError, DatasetError, FontError, OSError)
+    errors = (CharsetError, CheckpointError, DatasetError, FetchError, FontError, OSError)
     if command != "train":
         return errors
     from clip4str.training.recipe import RecipeError  # needs the extra
@@ -93,9 +94,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path, metavar="CONFIG")
     train.set_defaults(run=_train)
 
+    fetch = commands.add_parser("fetch", help="download a published checkpoint")
+    wanted = fetch.add_mutually_exclusive_group(required=True)
+    wanted.add_argument("name", nargs="?", metavar="NAME", help="a checkpoint's name, or a variant's")
+    wanted.add_argument("--list", action="store_true", help="print the checkpoints there are")
+    fetch.add_argument("--dir", type=Path, metavar="DIR", help="put it here instead of in the cache")
+    fetch.set_defaults(run=_fetch)
+
     convert = commands.add_parser("convert", help="turn a published checkpoint into safetensors")
-    convert.add_argument("source", type=Path, metavar="CKPT")
+    convert.add_argument("source", metavar="CKPT", help="a file, or a fetched checkpoint's name")
     convert.add_argument("target", type=Path, metavar="OUT.safetensors")
+    convert.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="of the weights (default: %(default)s)",
+    )
+    convert.add_argument("--force", action="store_true", help="overwrite the file if it exists")
     convert.set_defaults(run=_convert)
     return parser
 
@@ -187,8 +202,28 @@ def _train(arguments: argparse.Namespace) -> None:
     train(arguments.config)
 
 
+def _fetch(arguments: argparse.Namespace) -> None:
+    from clip4str import registry
+    from clip4str.fetch import FetchError, fetch
+
+    if arguments.list:
+        print(registry.tables())
+        return
+    entry = registry.find(arguments.name)
+    if entry is None:
+        raise FetchError(f"no published checkpoint is named {arguments.name!r}; there are {registry.known()}")
+    try:
+        fetched = fetch(entry, arguments.dir)
+    except KeyboardInterrupt:
+        raise FetchError(f"stopped; `clip4str fetch {entry.name}` continues") from None
+    source = "as stated by its host" if fetched.stated else "none is published: recorded for later comparison"
+    print(f"{fetched.path}\nsha256 {fetched.sha256} ({source})")
+    print(f"use it with --model {fetched.path if arguments.dir else entry.name}")
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     from clip4str.checkpoint import convert
+    from clip4str.runtime import PRECISIONS
 
-    convert(arguments.source, arguments.target)
+    convert(arguments.source, arguments.target, PRECISIONS[arguments.dtype], overwrite=arguments.force)
     print(f"wrote {arguments.target}")
