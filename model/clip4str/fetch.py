@@ -251,14 +251,14 @@ def _transfer(client: httpx2.Client, entry: Published, url: str, part: Path) -> 
 
 def _is_complete(response: httpx2.Response, offset: int) -> bool:
     """Whether we asked for what follows the last byte."""
-    unsatisfiable = response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE
+    unsatisfiable = response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE
     return unsatisfiable and response.headers.get("Content-Range") == f"bytes */{offset}"
 
 
 def _total(entry: Published, response: httpx2.Response, offset: int, part: Path) -> int | None:
     """The whole file's bytes as the answer states them. Raises where the answer is not (the rest of) a file."""
     status = response.status_code
-    if status in (httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE, httpx2.codes.PARTIAL_CONTENT):
+    if status in (httpx2.codes.RANGE_NOT_SATISFIABLE, httpx2.codes.PARTIAL_CONTENT):
         rest = re.fullmatch(rf"bytes {offset}-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if status == httpx2.codes.PARTIAL_CONTENT and offset and rest:
             return int(rest[1])
