@@ -2,15 +2,8 @@
 
 from clip4str.charset import CharsetError
 from clip4str.checkpoint import CheckpointError
-from clip4str.recognizer import (
-    Alternative,
-    BranchReading,
-    Character,
-    ModelInfo,
-    Reading,
-    ReadOptions,
-    Recognizer,
-)
+from clip4str.reading import Alternative, BranchReading, Character, Reading, ReadOptions
+from clip4str.recognizer import ModelInfo, Recognizer
 
 __all__ = [
     "Alternative",

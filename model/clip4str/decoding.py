@@ -1,25 +1,28 @@
 """Dual predict-and-refine decoding (paper, section III-C) as pure functions over cached keys and values.
 
-1. The visual branch reads character by character.
-2. What it read becomes the caption; the text encoder turns it into text features.
-3. The cross-modal branch reads again, from image and text features.
-4. Both branches refine their reading once: every character is predicted again with all *other* characters as
-   context (cloze mask). The cross-modal branch sees the refined visual reading as its caption.
+1. The visual branch reads character by character, then refines: it predicts every character again with all
+   *other* characters as context (cloze mask).
+2. What it read, before and after refinement, is two captions; the text encoder turns them into text features.
+3. The cross-modal branch reads again, from image and text features, then refines with the refined caption's.
 
-Every row is decoded as the published code decodes it at batch size 1, whatever its neighbours: in the
-published code the longest visual reading of a batch sets the number of cross-modal steps of all rows. Here a
-row's own visual length bounds its cross-modal reading.
+Visual refinement needs no caption. So all of 1 comes before the one moment at which the host must know what was
+read, in 2. Every row is decoded as the published code decodes it at batch size 1, whatever its neighbours: in
+the published code the longest visual reading of a batch sets the number of cross-modal steps of all rows. Here
+a row's own visual length bounds its cross-modal reading.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clip4str.charset import BOS, EOS, adapt, decode_caption
-from clip4str.model import CLIP4STR, Decoder, KeyValue
+from clip4str.attention import KeyValue
+from clip4str.autoregression import EAGER, Execution, autoregress, constrain, first_eos, speculate
+from clip4str.charset import BOS, adapt, decode_caption
+from clip4str.model import CLIP4STR, Decoder
 from clip4str.towers import tokenize
 
 
@@ -45,11 +48,12 @@ class BranchLogits:
 
 @dataclass(frozen=True, slots=True)
 class Captions:
-    """What the text encoder saw in one pass."""
+    """What the text encoder saw in one pass. Rows with the same caption share its features."""
 
-    texts: list[str]
-    tokens: Tensor  # int64 [N, L]
-    features: Tensor  # [N, L, D]
+    texts: list[str]  # of each row
+    rows: Tensor  # int64 [N]: each row's index in the following
+    tokens: Tensor  # int64 [U, L]
+    features: Tensor  # [U, L, D]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,70 +73,76 @@ def decode(
     pixels: Tensor,
     allowed: Tensor | None = None,
     options: DecodingOptions = DecodingOptions(),
+    *,
+    padding: Tensor | None = None,
+    execution: Execution = EAGER,
 ) -> Decoded:
-    """Read normalised pixels [N, 3, H, W] with both branches.
+    """Read pixels [N, 3, H, W], uint8 or normalised already, with both branches.
 
     `allowed`, bool [N, 95], constrains what either branch may emit in each row: the other classes' logits
-    are -inf from the first step on.
+    are -inf from the first step on. Rows of which `padding`, bool [N], is true are never waited for.
     """
-    config = model.config
+    config, run = model.config, execution.run
     limit = config.steps if options.max_length is None else min(options.max_length, config.max_length) + 1
     stop_early = options.max_length is None
 
-    image_features = model.encode_image(pixels)
-    visual_memory = model.visual_decoder.project_memory(image_features)
-    visual = autoregress(model.visual_decoder, visual_memory, limit, allowed, stop_at_eos=stop_early)
-    if stop_early:
-        steps = (_first_eos(visual.argmax(-1)) + 1).clamp(max=limit)
-    else:
-        steps = torch.full((len(pixels),), limit, device=visual.device)
-
-    captions = caption(model, visual)
-    cross_image_memory = model.cross_decoder.project_memory(image_features)
-    cross_memory = cross_image_memory.append(model.cross_decoder.project_memory(captions.features))
-    cross = autoregress(model.cross_decoder, cross_memory, visual.shape[1], allowed, stop_at_eos=False)
-
-    seen = [captions]
-    refined_visual, refined_cross, context = visual, cross, steps
+    # 1. The visual branch reads and refines.
+    image_features, visual_memory, cross_image_memory = run(_encode, model, pixels, execution.encoded_at_once)
+    visual = autoregress(
+        model.visual_decoder,
+        visual_memory,
+        limit,
+        allowed,
+        stop_at_eos=stop_early,
+        padding=padding,
+        execution=execution,
+    )
+    steps = (first_eos(visual.argmax(-1)) + 1).clamp(max=limit)
+    if not stop_early:
+        steps = torch.full_like(steps, limit)
+    readings, context = [visual], steps
     for _ in range(options.refine_iters):
-        refined_visual = refine(model.visual_decoder, visual_memory, refined_visual, context, limit, allowed)
-        captions = caption(model, refined_visual, reuse=captions)
-        seen.append(captions)
-        cross_memory = cross_image_memory.append(model.cross_decoder.project_memory(captions.features))
-        refined_cross = refine(model.cross_decoder, cross_memory, refined_cross, context, limit, allowed)
+        refined = run(refine, model.visual_decoder, visual_memory, readings[-1], context, limit, allowed)
+        readings.append(refined)
+        context = torch.full_like(steps, limit)
+
+    # 2. What it read becomes captions.
+    captions = encode_captions(model, readings, execution)
+    text_memory = run(model.cross_decoder.project_memory, captions[0].features)
+
+    # 3. The cross-modal branch reads, what the visual branch made of it in the end being its draft, and refines.
+    cross_memory = run(_join, cross_image_memory, text_memory, captions[0].rows)
+    draft = readings[-1].argmax(-1)[:, : visual.shape[1]]
+    cross = speculate(model.cross_decoder, cross_memory, draft, steps, allowed, execution)
+    refined_cross, context = cross, steps
+    for seen in captions[1:]:
+        cross_memory = run(_join, cross_image_memory, text_memory, seen.rows)
+        refined_cross = run(refine, model.cross_decoder, cross_memory, refined_cross, context, limit, allowed)
         context = torch.full_like(steps, limit)
 
     return Decoded(
         image_features=image_features,
         steps=steps,
-        captions=tuple(seen),
-        visual=BranchLogits(visual, refined_visual),
+        captions=captions,
+        visual=BranchLogits(visual, readings[-1]),
         cross_modal=BranchLogits(cross, refined_cross),
     )
 
 
-def autoregress(
-    decoder: Decoder, memory: KeyValue, limit: int, allowed: Tensor | None, *, stop_at_eos: bool
-) -> Tensor:
-    """Greedy decoding, one character a step, each from those before it. Returns float32 logits [N, T, 95].
+def _encode(model: CLIP4STR, pixels: Tensor, at_once: int | None) -> tuple[Tensor, KeyValue, KeyValue]:
+    """Image features [N, S, D], and the memory that either decoder makes of them."""
+    images = pixels.split(at_once or len(pixels))
+    encoded = [
+        model.encode_image(model.normalize(some) if some.dtype == torch.uint8 else some) for some in images
+    ]
+    features = torch.cat(encoded) if len(encoded) > 1 else encoded[0]
+    visual = model.visual_decoder.project_memory(features)
+    return features, visual, model.cross_decoder.project_memory(features)
 
-    T is `limit`, or with `stop_at_eos` the number of steps until every row has emitted EOS. A row that ended
-    goes on decoding what no one reads.
-    """
-    batch, device = memory.key.shape[0], memory.key.device
-    ids = torch.full((batch, 1), BOS, device=device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=device)
-    content = decoder.project_content(ids)
-    logits = []
-    for step in range(limit):
-        at_step = _constrain(decoder(content, memory, slice(step, step + 1)), allowed)  # [N, 1, 95]
-        logits.append(at_step)
-        ids = at_step.argmax(-1)  # [N, 1]
-        ended |= ids[:, 0] == EOS
-        if step + 1 == limit or (stop_at_eos and bool(ended.all())):
-            break
-        content = content.append(decoder.project_content(ids, start=step + 1))
-    return torch.cat(logits, dim=1)
+
+def _join(image: KeyValue, text: KeyValue, rows: Tensor) -> KeyValue:
+    """The cross-modal decoder's memory of each row: its image, then the caption of index `rows`, int64 [N]."""
+    return image.append(text.select(rows))
 
 
 def refine(
@@ -145,7 +155,7 @@ def refine(
     """
     read = logits[:, :-1].argmax(-1)  # [N, T - 1]: the last position is no other position's context
     ids = torch.cat([read.new_full((len(read), 1), BOS), read], dim=1)  # [N, C], C = T
-    visible = torch.minimum(_first_eos(read), steps - 1)  # [N]: characters of the context
+    visible = torch.minimum(first_eos(read), steps - 1)  # [N]: characters of the context
     column = torch.arange(ids.shape[1], device=ids.device)
     position = torch.arange(limit, device=ids.device)
     not_itself = (
@@ -154,34 +164,23 @@ def refine(
     within = column <= visible[:, None]  # [N, C]
     mask = (within[:, None, :] & not_itself).unsqueeze(1)  # [N, 1, Q, C]
     content = decoder.project_content(ids)
-    return _constrain(decoder(content, memory, slice(0, limit), mask), allowed)
+    return constrain(decoder(content, memory, slice(0, limit), mask), allowed)
 
 
-def caption(model: CLIP4STR, logits: Tensor, reuse: Captions | None = None) -> Captions:
-    """The caption each row's logits [N, T, 95] say, through the text encoder.
-
-    Rows whose caption is the same as in `reuse` keep its features.
-    """
-    texts = [adapt(decode_caption(row), model.config.caption_charset) for row in logits.argmax(-1).tolist()]
-    if reuse is not None:
-        changed = [row for row, (new, old) in enumerate(zip(texts, reuse.texts, strict=True)) if new != old]
-        if not changed:
-            return reuse
-        fresh = tokenize([texts[row] for row in changed], model.config).to(logits.device)
-        rows = torch.tensor(changed, device=logits.device)
-        tokens = reuse.tokens.index_copy(0, rows, fresh)
-        return Captions(texts, tokens, reuse.features.index_copy(0, rows, model.encode_captions(fresh)))
-    tokens = tokenize(texts, model.config).to(logits.device)
-    return Captions(texts, tokens, model.encode_captions(tokens))
-
-
-def _constrain(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    logits = logits.float()
-    return logits if allowed is None else logits.masked_fill(~allowed[:, None, :], float("-inf"))
-
-
-def _first_eos(ids: Tensor) -> Tensor:
-    """Index of the first EOS of each row of ids [N, T], T where there is none. int64 [N]."""
-    is_eos = ids == EOS
-    index = is_eos.int().argmax(1) if ids.shape[1] else ids.new_zeros(len(ids))
-    return torch.where(is_eos.any(1), index, ids.shape[1])
+def encode_captions(
+    model: CLIP4STR, readings: Sequence[Tensor], execution: Execution = EAGER
+) -> tuple[Captions, ...]:
+    """What each of the readings, logits [N, T, 95], says, through the text encoder; equal captions once."""
+    lengths = [reading.shape[1] for reading in readings]
+    ids = torch.cat([reading.argmax(-1) for reading in readings], dim=1).cpu()  # here the host waits
+    texts = [
+        [adapt(decode_caption(row), model.config.caption_charset) for row in part.tolist()]
+        for part in ids.split(lengths, dim=1)
+    ]
+    index = {text: row for row, text in enumerate(dict.fromkeys(text for part in texts for text in part))}
+    padded = [*index, *[""] * (execution.size(len(index)) - len(index))]
+    device = readings[0].device
+    tokens = tokenize(padded, model.config).to(device)
+    features = execution.run(model.encode_captions, tokens)
+    rows = torch.tensor([[index[text] for text in part] for part in texts], device=device)
+    return tuple(Captions(part, row, tokens, features) for part, row in zip(texts, rows, strict=True))

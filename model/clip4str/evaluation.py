@@ -8,7 +8,8 @@ from rapidfuzz.distance import Levenshtein
 
 from clip4str.charset import ALPHANUMERIC_LOWER, adapt
 from clip4str.datasets import DatasetError, WordSet
-from clip4str.recognizer import Reading, Recognizer
+from clip4str.reading import Reading
+from clip4str.recognizer import Recognizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,63 +10,19 @@ at training. N batch, S image tokens, L text tokens, D shared dimension, C conte
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip4str import towers
+from clip4str.attention import Attention, KeyValue
 from clip4str.charset import CLASSES, TOKENS
 from clip4str.config import ModelConfig
 
-
-class KeyValue(NamedTuple):
-    """Projected attention keys and values, each [N, heads, tokens, head width]."""
-
-    key: Tensor
-    value: Tensor
-
-    def append(self, other: KeyValue) -> KeyValue:
-        """Both sequences of tokens, one after the other."""
-        return KeyValue(torch.cat([self.key, other.key], dim=2), torch.cat([self.value, other.value], dim=2))
-
-    def repeat(self, count: int) -> KeyValue:
-        """Each row `count` times in a row: [N * count, heads, tokens, head width]."""
-        return KeyValue(self.key.repeat_interleave(count, 0), self.value.repeat_interleave(count, 0))
-
-
-class Attention(nn.Module):
-    """Multi-head attention whose keys and values can be projected once and used many times."""
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # rows: query, key, value
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-
-    def project(self, x: Tensor) -> KeyValue:
-        """Keys and values of x [N, tokens, D]."""
-        dim = x.shape[-1]
-        key, value = F.linear(x, self.in_proj_weight[dim:], self.in_proj_bias[dim:]).chunk(2, dim=-1)
-        return KeyValue(self._split(key), self._split(value))
-
-    def forward(self, x: Tensor, memory: KeyValue, mask: Tensor | None = None) -> Tensor:
-        """x [N, Q, D] attends to `memory`; `mask` bool, broadcastable to [N, 1, Q, tokens], true where it may."""
-        dim = x.shape[-1]
-        query = self._split(F.linear(x, self.in_proj_weight[:dim], self.in_proj_bias[:dim]))
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(
-            query, memory.key, memory.value, attn_mask=mask, dropout_p=dropout
-        )
-        merged: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))  # [N, heads, Q, d] -> [N, Q, D]
-        return merged
-
-    def _split(self, x: Tensor) -> Tensor:
-        split: Tensor = x.unflatten(-1, (self.heads, -1))
-        return split.transpose(1, 2)  # [N, tokens, D] -> [N, heads, tokens, d]
+Channels = tuple[float, float, float]
 
 
 class DecoderLayer(nn.Module):
@@ -127,7 +83,7 @@ class Decoder(nn.Module):
 
     def project_memory(self, memory: Tensor) -> KeyValue:
         """Keys and values of the encoders' features [N, tokens, D]; the memory itself is not normalised."""
-        return self.layer.cross_attn.project(memory)
+        return self.layer.cross_attn.project(memory).contiguous()
 
     def project_content(self, ids: Tensor, start: int = 0) -> KeyValue:
         """Keys and values of context ids int64 [N, C], which stand at context positions start, start + 1, ...
@@ -154,7 +110,8 @@ class Decoder(nn.Module):
         `mask`, bool and broadcastable to [N, 1, Q, C], is true where a query may see a context position.
         """
         query = self.dropout(self.pos_queries[:, positions]).expand(len(memory.key), -1, -1)  # [N, Q, D]
-        logits: Tensor = self.head(self.norm(self.layer(query, content, memory, mask)))
+        out = self.layer(query, content, memory, mask)
+        logits: Tensor = self.head(self.norm(out.to(self.norm.weight.dtype)))
         return logits
 
 
@@ -179,10 +136,14 @@ class CLIP4STR(nn.Module):
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> the encoder's input, in the dtype and on the device of the weights."""
         weight = self.clip_model.visual.proj
-        mean = torch.tensor(self.config.mean, device=weight.device).view(3, 1, 1)
-        std = torch.tensor(self.config.std, device=weight.device).view(3, 1, 1)
-        scaled = pixels.to(weight.device, torch.float32) / 255
-        return ((scaled - mean) / std).to(weight.dtype)
+        mean, std = _statistics(self.config.mean, self.config.std, weight.device)
+        return ((pixels.to(weight.device, torch.float32) / 255 - mean) / std).to(weight.dtype)
+
+
+@lru_cache(maxsize=16)
+def _statistics(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: a copy from the host has no place in a captured graph. float32 [3, 1, 1] each."""
+    return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 
 def init_decoder(decoder: Decoder) -> None:

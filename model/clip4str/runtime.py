@@ -1,31 +1,79 @@
-"""How a model runs on this hardware: device and dtype."""
+"""A model on its device, in the form and on the paths that are fastest there."""
 
 from __future__ import annotations
 
+import queue
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
 import torch
+from torch import Tensor
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from clip4str.autoregression import Execution
+from clip4str.cuda import Lane
+from clip4str.decoding import decode
+from clip4str.inference import compile_encoder, optimize
+from clip4str.model import CLIP4STR
 
+MAX_BATCH = {"cpu": 64, "cuda": 256}
+"""Crops in one batch, at most; more are read in several. Larger batches gain nothing and take more memory."""
 
-def resolve_device(device: str | None) -> torch.device:
-    """The named device, or the first GPU, or the CPU. Raises ValueError when it is not there."""
-    if device is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is not a device name: use 'cpu', 'cuda' or 'cuda:N'") from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but no GPU is available: use 'cpu'")
-    if resolved.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
-    return resolved
+_LANES = 2  # batches in flight on a GPU
+_TOKENS_AT_ONCE = 1024  # in a CPU's image encoder: their activations stay in its caches
 
 
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of weights and activations; "auto" is bf16 on a GPU and fp32 on the CPU. Raises ValueError."""
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
+class _Way(Protocol):
+    def read(self, crops: Sequence[Tensor], allowed: Tensor | None) -> tuple[Tensor, Tensor]: ...
+
+
+class Runtime:
+    """Reads batches of any size with a model it takes over. Several threads may call it."""
+
+    def __init__(self, model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.max_batch = MAX_BATCH[device.type]
+        self._model = optimize(model, device, dtype)
+        ways: list[_Way]
+        if device.type == "cuda":
+            compile_encoder(self._model)
+            ways = [Lane(self._model, device, self.max_batch) for _ in range(_LANES)]
+        else:
+            ways = [_Cpu(self._model)]
+        self._ways: queue.SimpleQueue[_Way] = queue.SimpleQueue()
+        for way in ways:
+            self._ways.put(way)
+        self._threads = ThreadPoolExecutor(len(ways), thread_name_prefix="clip4str")
+
+    def read(self, crops: Sequence[Tensor], allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Refined logits of the visual and of the cross-modal branch, float32 [N, 26, 95] on the CPU.
+
+        `crops` uint8 [3, H, W] each, one or more; `allowed` bool [N, 95] as `decode` takes it.
+        """
+        batches = [slice(start, start + self.max_batch) for start in range(0, len(crops), self.max_batch)]
+
+        def read(batch: slice) -> tuple[Tensor, Tensor]:
+            way = self._ways.get()
+            try:
+                return way.read(crops[batch], None if allowed is None else allowed[batch])
+            finally:
+                self._ways.put(way)
+
+        if len(batches) == 1:
+            return read(batches[0])
+        visual, cross_modal = zip(*self._threads.map(read, batches), strict=True)
+        return torch.cat(visual), torch.cat(cross_modal)
+
+
+class _Cpu:
+    """One batch at a time, with all the threads PyTorch has."""
+
+    def __init__(self, model: CLIP4STR) -> None:
+        self._model = model
+        rows, columns = model.config.vision.grid
+        self._execution = Execution(encoded_at_once=max(1, _TOKENS_AT_ONCE // (rows * columns)))
+
+    def read(self, crops: Sequence[Tensor], allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+        decoded = decode(self._model, torch.stack(list(crops)), allowed, execution=self._execution)
+        return decoded.visual.refined, decoded.cross_modal.refined

@@ -23,11 +23,14 @@ from clip4str.charset import decode
 from clip4str.checkpoint import infer_config
 from clip4str.decoding import Decoded, DecodingOptions
 from clip4str.decoding import decode as run_decoding
+from clip4str.inference import optimize
 from clip4str.model import CLIP4STR
+from clip4str.reading import BranchReading, branch_readings
 
 HERE = Path(__file__).parents[1] / "golden"
 FOLDERS = [HERE, *([Path(os.environ["CLIP4STR_GOLDEN_DIR"])] if "CLIP4STR_GOLDEN_DIR" in os.environ else [])]
 FEATURES, LOGITS, PROBABILITIES = 5e-5, 5e-4, 1e-4
+DEVICES = [torch.device("cpu"), *([torch.device("cuda:0")] if torch.cuda.is_available() else [])]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -72,17 +75,31 @@ def build(variant: str) -> CLIP4STR:
 
 
 @lru_cache(maxsize=1)
-def _shared(variant: str) -> CLIP4STR:
-    return build(variant)
+def _shared(variant: str, device: torch.device) -> CLIP4STR:
+    return optimize(build(variant), device, torch.float32)
 
 
-def run(meta: dict[str, Any], options: DecodingOptions | None = None) -> Decoded:
-    """Decode a fixture's images with its model and caption charset."""
-    model = _shared(meta["variant"])
+def run(
+    meta: dict[str, Any], options: DecodingOptions | None = None, device: torch.device = DEVICES[0]
+) -> Decoded:
+    """Decode a fixture's images with its model, in the form that reads for users, and its caption charset."""
+    model = _shared(meta["variant"], device)
     charset = meta.get("charset_test", model.config.caption_charset)
     model.config = dataclasses.replace(model.config, caption_charset=charset)
-    images = golden_weights.images(meta["variant"], meta["image_seeds"])
-    return run_decoding(model, torch.from_numpy(images), options=options or DecodingOptions())
+    images = torch.from_numpy(golden_weights.images(meta["variant"], meta["image_seeds"])).to(device)
+    decoded: Decoded = _on_cpu(run_decoding(model, images, options=options or DecodingOptions()))
+    return decoded
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, tuple):
+        return tuple(_on_cpu(item) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _on_cpu(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float, what: str) -> None:
@@ -101,3 +118,8 @@ def text_of(logits: torch.Tensor) -> str:
 def in_folder(path: Path) -> str:
     """A test's id: a fixture and the folder it lies in."""
     return f"{path.parent.name}/{path.stem}"
+
+
+def branch_reading(logits: torch.Tensor, top_k: int = 0) -> tuple[BranchReading, bool]:
+    """The reading of one row's logits [T, 95], and whether it never ended."""
+    return branch_readings(logits[None], [top_k])[0]

@@ -15,14 +15,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from clip4str.recognizer import branch_reading
 from tests.model.golden import (
+    DEVICES,
     FEATURES,
     FOLDERS,
     LOGITS,
     PROBABILITIES,
     Arrays,
     assert_close,
+    branch_reading,
     read_fixture,
     run,
     text_of,
@@ -60,10 +61,11 @@ def assert_features(actual: torch.Tensor, golden: Arrays, name: str, stride: int
 RUNS = [(path, prefix) for path in decoding_fixtures() for prefix in prefixes(path)]
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize(("path", "prefix"), RUNS, ids=lambda v: v.stem if isinstance(v, Path) else v)
-def test_decoding(path: Path, prefix: str) -> None:
+def test_decoding(path: Path, prefix: str, device: torch.device) -> None:
     golden, meta = read_fixture(path)
-    decoded = run(meta)
+    decoded = run(meta, device=device)
     steps = decoded.steps.tolist()
     strings = meta["strings"]
 
@@ -83,8 +85,8 @@ def test_decoding(path: Path, prefix: str) -> None:
 
     for captions, name in zip(decoded.captions, ("ar", "refined"), strict=True):
         assert captions.texts == strings[f"{prefix}_captions_{name}"]
-        assert np.array_equal(captions.tokens, array(f"caption_ids_{name}"))
-        assert_features(captions.features, prefixed, f"text_features_{name}", 16)
+        assert np.array_equal(captions.tokens[captions.rows], array(f"caption_ids_{name}"))
+        assert_features(captions.features[captions.rows], prefixed, f"text_features_{name}", 16)
 
     assert_close(decoded.visual.refined, array("visual_refined_logits"), LOGITS, "refined visual logits")
     assert [text_of(row) for row in decoded.visual.refined] == strings[f"{prefix}_visual_refined_pred"]

@@ -16,10 +16,10 @@ import pytest
 
 from clip4str.charset import EOS
 from clip4str.decoding import Decoded, DecodingOptions
-from clip4str.recognizer import branch_reading
 from tests.model.golden import (
     LOGITS,
     assert_close,
+    branch_reading,
     fixtures,
     in_folder,
     read_fixture,

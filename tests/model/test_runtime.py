@@ -1,33 +1,71 @@
-"""Devices and precisions: what is picked, and clear words for what is not there."""
+"""The runtime: any number of crops, each row's own answer, the same in every form and format."""
+
+from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
+from torch import Tensor
 
-from clip4str.runtime import resolve_device, resolve_precision
+from clip4str import ModelInfo, ReadOptions, Recognizer
+from clip4str.charset import CHARACTERS, allowed_classes
+from clip4str.decoding import decode
+from clip4str.model import CLIP4STR
+from clip4str.runtime import MAX_BATCH, Runtime
+from tests.model.golden import DEVICES, build
 
-
-def test_cpu_defaults_to_fp32() -> None:
-    device = resolve_device("cpu")
-    assert resolve_precision("auto", device) is torch.float32
-    assert resolve_precision("bf16", device) is torch.bfloat16
-
-
-def test_gpu_defaults_to_bf16() -> None:
-    assert resolve_precision("auto", torch.device("cuda:0")) is torch.bfloat16
+KINDS = [(device, dtype) for device in DEVICES for dtype in (torch.float32, torch.bfloat16)]
 
 
-@pytest.mark.parametrize("device", ["tpu", "meta", "cpu:x"])
-def test_unknown_device(device: str) -> None:
-    with pytest.raises(ValueError, match=f"device '{device}' is not"):
-        resolve_device(device)
+@pytest.fixture(scope="module")
+def model() -> CLIP4STR:
+    return build("tinyx")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_missing_gpu() -> None:
-    with pytest.raises(ValueError, match="no GPU is available"):
-        resolve_device("cuda:0")
+@pytest.fixture(scope="module")
+def crops() -> Tensor:
+    """More than fit one batch."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.randint(256, (MAX_BATCH["cpu"] + 9, 3, 7, 7), generator=generator, dtype=torch.uint8)
+    return torch.nn.functional.interpolate(coarse, (56, 56))
 
 
-def test_unknown_precision() -> None:
-    with pytest.raises(ValueError, match="precision 'int4' is unknown"):
-        resolve_precision("int4", torch.device("cpu"))
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+def runtime(model: CLIP4STR, request: pytest.FixtureRequest) -> Runtime:
+    return Runtime(copy.deepcopy(model), *request.param)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_reads_what_the_trained_form_reads(model: CLIP4STR, crops: Tensor, device: torch.device) -> None:
+    expected = decode(model, crops)
+    visual, cross_modal = Runtime(copy.deepcopy(model), device, torch.float32).read(list(crops))
+    torch.testing.assert_close(visual, expected.visual.refined, atol=5e-4, rtol=0)
+    torch.testing.assert_close(cross_modal, expected.cross_modal.refined, atol=5e-4, rtol=0)
+
+
+def test_batches_of_every_size_agree(runtime: Runtime, crops: Tensor) -> None:
+    """Neighbours, order and number change no answer, in bf16 as in fp32."""
+    together = runtime.read(list(crops))
+    generator = torch.Generator().manual_seed(2)
+    for size in (1, 2, 3, 7, 16, 33, 64, len(crops)):
+        rows = torch.randperm(len(crops), generator=generator)[:size]
+        for some, all_of_them in zip(runtime.read(list(crops[rows])), together, strict=True):
+            expected = all_of_them[rows].softmax(-1)
+            torch.testing.assert_close(some.softmax(-1), expected, atol=1e-4, rtol=0)
+            assert torch.equal(some.argmax(-1), expected.argmax(-1))
+
+
+def test_constraints_follow_their_rows(runtime: Runtime, crops: Tensor) -> None:
+    digits, everything = allowed_classes("digits"), allowed_classes("full")
+    allowed = torch.stack([digits if row % 2 else everything for row in range(len(crops))])
+    _, cross_modal = runtime.read(list(crops), allowed)
+    assert bool((cross_modal[1::2][:, :, ~digits] == float("-inf")).all())
+    assert bool(cross_modal[::2].isfinite().all())
+
+
+def test_each_crop_needs_options(runtime: Runtime, crops: Tensor) -> None:
+    recognizer = Recognizer(runtime, ModelInfo("none", "", "tiny", "", "cpu", CHARACTERS, 25, (56, 56), 0))
+    with pytest.raises(ValueError, match="2 crops, but 1 options"):
+        recognizer.read_prepared(list(crops[:2]), [ReadOptions()])
+    assert recognizer.read_prepared([], []) == []

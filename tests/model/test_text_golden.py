@@ -31,11 +31,12 @@ from clip4str.charset import (
 from clip4str.config import CLIP_MEAN, CLIP_STD, HALF, VARIANTS, ModelConfig
 from clip4str.evaluation import score
 from clip4str.image import prepare
-from clip4str.recognizer import BranchReading, Reading, branch_reading
+from clip4str.reading import BranchReading, Reading
 from clip4str.towers import tokenize
 from tests.model.golden import (
     PROBABILITIES,
     assert_close,
+    branch_reading,
     build,
     fixtures,
     in_folder,

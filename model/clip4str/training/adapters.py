@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip4str import towers
+from clip4str.autoregression import autoregress
 from clip4str.config import ModelConfig
-from clip4str.decoding import autoregress, refine
+from clip4str.decoding import refine
 from clip4str.model import Decoder, init_decoder
 
 State = dict[str, Tensor]

@@ -20,9 +20,9 @@ from clip4str.charset import encode
 from clip4str.config import VARIANTS
 from clip4str.datasets import open_set
 from clip4str.evaluation import evaluate
+from clip4str.hardware import resolve_device
 from clip4str.model import CLIP4STR, init_decoder
 from clip4str.recognizer import Recognizer
-from clip4str.runtime import resolve_device
 from clip4str.synth.stream import Curriculum, Stage, SyntheticBatch, WordStream
 from clip4str.training.auxiliary import ColumnClassifier
 from clip4str.training.objective import ObjectiveOptions, permutations, permuted_losses

@@ -16,7 +16,6 @@ from clip4str import towers
 from clip4str.charset import allowed_classes
 from clip4str.checkpoint import infer_config
 from clip4str.config import VARIANTS
-from clip4str.recognizer import branch_reading
 from clip4str.training.adapters import (
     AdapterConfig,
     AdapterModel,
@@ -30,6 +29,7 @@ from tests.model.golden import (
     FEATURES,
     LOGITS,
     assert_close,
+    branch_reading,
     fixtures,
     golden_weights,
     in_folder,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from clip4str import Recognizer
+from clip4str import Recognizer, checkpoint
 from clip4str.charset import EOS, encode
 from clip4str.config import VARIANTS
 from clip4str.synth.stream import SyntheticBatch
@@ -63,7 +63,7 @@ def test_both_branches_learn(tmp_path: Path) -> None:
 def test_saved_model_loads(run: Path) -> None:
     recognizer = Recognizer.load(str(run), device="cpu")
     assert recognizer.info.variant == "tiny"
-    assert recognizer.model.config == VARIANTS["tiny"]
+    assert checkpoint.load(str(run)).config == VARIANTS["tiny"]
 
 
 def test_continued_run_starts_from_its_state(run: Path) -> None:

@@ -5,11 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from clip4str import CharsetError, ModelInfo, ReadOptions, Recognizer
+from clip4str import CharsetError, ReadOptions
 from clip4str.charset import CHARACTERS, EOS, character_ids
-from clip4str.config import VARIANTS
-from clip4str.model import CLIP4STR
-from clip4str.recognizer import branch_reading
+from tests.model.golden import branch_reading
 
 
 def logits_of(text: str, *, end: bool = True, sharpness: float = 6.0) -> torch.Tensor:
@@ -70,15 +68,6 @@ def test_alternatives_leave_out_the_impossible() -> None:
 def test_top_k_out_of_range(top_k: Any) -> None:
     with pytest.raises(ValueError, match=r"top_k is .* between 0 and 5"):
         ReadOptions(top_k=top_k)
-
-
-def test_each_crop_needs_options() -> None:
-    with torch.device("meta"):
-        model = CLIP4STR(VARIANTS["tiny"])
-    info = ModelInfo("none", "", "tiny", "float32", "cpu", CHARACTERS, 25, (32, 128), 0)
-    crops = [torch.zeros(3, 32, 128, dtype=torch.uint8)] * 2
-    with pytest.raises(ValueError, match="2 crops, but 1 options"):
-        Recognizer(model, info).read_prepared(crops, [ReadOptions()])
 
 
 @pytest.mark.parametrize(("charset", "message"), [("", "empty"), ("abcé", "'é'"), ("a b", "' '")])

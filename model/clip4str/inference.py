@@ -1,0 +1,137 @@
+"""A trained model in the form that runs fastest: the same function, made of other modules.
+
+Batch normalisation folds into the convolutions before it, projections of queries, keys and values become linear
+maps of their own, and on a CPU that computes in bf16 each linear map's weight is laid out once as oneDNN's matrix
+products want it, where PyTorch would do so at every call.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from clip4str.attention import Attention, KeyValue, attend, merge_heads, split_heads
+from clip4str.model import CLIP4STR, Decoder
+
+
+def optimize(model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> CLIP4STR:
+    """Turn a model into its form for inference, in place: no training, no saving from here on.
+
+    Weights and activations are `dtype`, but each decoder's last normalisation and its head stay float32: bf16's
+    steps are too coarse for probabilities.
+    """
+    model.eval().requires_grad_(False)
+    _fold_batch_norms(model.clip_model.visual)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.MultiheadAttention):
+                setattr(module, name, SelfAttention(child))
+            elif isinstance(child, Attention):
+                setattr(module, name, SplitAttention(child))
+    model.to(device, dtype).to(memory_format=torch.channels_last)
+    for decoder in (model.visual_decoder, model.cross_decoder):
+        decoder.norm.float()
+        decoder.head.float()
+    if device.type == "cpu" and dtype is torch.bfloat16 and torch.backends.mkldnn.is_available():
+        _pack(model)
+    return model
+
+
+def compile_encoder(model: CLIP4STR) -> bool:
+    """Fuse the image encoder's element-wise operations on a GPU; returns whether Triton and a C compiler are here."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    if importlib.util.find_spec("triton") is None or not any(
+        name and shutil.which(name) for name in compilers
+    ):
+        return False
+    model.clip_model.visual.compile(dynamic=True)
+    return True
+
+
+class SelfAttention(nn.Module):
+    """An encoder's nn.MultiheadAttention, called by the same arguments, by way of `attend`."""
+
+    def __init__(self, source: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads = source.num_heads
+        self.projection = _linear(source.in_proj_weight, source.in_proj_bias)
+        self.out_proj = _linear(source.out_proj.weight, source.out_proj.bias)
+
+    def forward(  # with nn.MultiheadAttention's arguments
+        self,
+        query: Tensor,
+        key: Tensor,  # noqa: ARG002
+        value: Tensor,  # noqa: ARG002
+        need_weights: bool,  # noqa: ARG002
+        attn_mask: Tensor | None,
+    ) -> tuple[Tensor, None]:
+        """[N, tokens, width] three times the same -> [N, tokens, width]; `attn_mask` [tokens, tokens] is added."""
+        heads = [split_heads(x, self.heads) for x in self.projection(query).chunk(3, dim=-1)]
+        mask = None if attn_mask is None else attn_mask == 0
+        return self.out_proj(merge_heads(attend(heads[0], KeyValue(heads[1], heads[2]), mask))), None
+
+
+class SplitAttention(Attention):
+    """A decoder's attention, its input projections as two linear maps."""
+
+    def __init__(self, source: Attention) -> None:
+        nn.Module.__init__(self)
+        dim = source.in_proj_weight.shape[1]
+        self.heads = source.heads
+        self.dropout = 0.0
+        self.query = _linear(source.in_proj_weight[:dim], source.in_proj_bias[:dim])
+        self.key_value = _linear(source.in_proj_weight[dim:], source.in_proj_bias[dim:])
+        self.out_proj = source.out_proj
+
+    def query_projection(self, x: Tensor) -> Tensor:
+        """[N, Q, D] -> [N, Q, D]."""
+        projected: Tensor = self.query(x)
+        return projected
+
+    def key_value_projection(self, x: Tensor) -> Tensor:
+        """[N, tokens, D] -> [N, tokens, 2D], keys before values."""
+        projected: Tensor = self.key_value(x)
+        return projected
+
+
+class PackedLinear(nn.Module):
+    """A linear map whose weight lies in oneDNN's blocked layout."""
+
+    def __init__(self, source: nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(source.weight.detach(), None)
+        self.bias = source.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
+
+
+def _fold_batch_norms(root: nn.Module) -> None:
+    for module in root.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for index in range(1, len(module)):
+            before, layer = module[index - 1], module[index]
+            if isinstance(before, nn.Conv2d) and isinstance(layer, nn.BatchNorm2d):
+                module[index - 1], module[index] = fuse_conv_bn_eval(before, layer), nn.Identity()
+
+
+def _pack(model: CLIP4STR) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and not isinstance(module, Decoder):  # whose head is float32
+                setattr(module, name, PackedLinear(child))
