@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from clip4str.recognizer import BranchReading, Reading
+    from clip4str.reading import BranchReading, Reading
 
 READ_BATCH = 64  # images held in memory at a time by `read`
 
@@ -223,7 +223,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     from clip4str.checkpoint import convert
-    from clip4str.runtime import PRECISIONS
+    from clip4str.hardware import PRECISIONS
 
     convert(arguments.source, arguments.target, PRECISIONS[arguments.dtype], overwrite=arguments.force)
     print(f"wrote {arguments.target}")

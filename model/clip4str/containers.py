@@ -7,9 +7,11 @@ refused. Tensors come back as views of the mapped file: copy what has to outlive
 
 from __future__ import annotations
 
+import pickle
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ _TRAINING_CODE = (
 )  # fmt: skip
 _SLACK = 64 << 20  # bytes that a TorchScript archive's compressed code may unpack to
 
+_REFUSED = "refused, for it names code to run, not only weights:"
+
 
 class CheckpointError(Exception):
     """A model file is missing, unreadable, or not what it should be; the message is one line for the user."""
@@ -40,8 +44,10 @@ class _Inert:
     def __setstate__(self, _: object) -> None:
         pass
 
-    def __setitem__(self, _: object, __: object) -> None:
-        pass
+
+def _empty(*_: object) -> dict[object, object]:
+    """Stands for a defaultdict: the reader fills plain dictionaries alone."""
+    return {}
 
 
 @contextmanager
@@ -73,15 +79,22 @@ def read_pickle(path: Path) -> Any:
     _refuse_other_kinds(path)
     is_zip = zipfile.is_zipfile(path)
     with explained(path, "not a readable checkpoint"):
+        unknown: list[str] = []
         if is_zip:
             _check_archive(path)
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        else:
-            unknown = []
         if code := sorted(name for name in unknown if not name.startswith(_TRAINING_CODE)):
-            raise CheckpointError(f"{path}: refused, for it names code to run, not only weights: {code[0]}")
-        with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            raise CheckpointError(f"{path}: {_REFUSED} {code[0]}")
+        try:
+            stand_ins: list[Callable[..., object] | tuple[Callable[..., object], str]] = [
+                (_empty if name.endswith(".defaultdict") else _Inert, name) for name in unknown
+            ]
+            with torch.serialization.safe_globals(stand_ins):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except pickle.UnpicklingError as error:  # torch's own words advise to load the file with less care
+            if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+                raise CheckpointError(f"{path}: {_REFUSED} {named[1]}") from None
+            raise CheckpointError(f"{path}: not a readable checkpoint (no pickle of weights)") from None
 
 
 def is_torchscript(path: Path) -> bool:

@@ -27,6 +27,7 @@ from clip4str.containers import CheckpointError, State, explained
 _CONFIG, _CHARSET = "clip4str", "clip4str_charset"
 _WEIGHTS, _SOURCE = "clip4str_weights_sha256", "clip4str_source_sha256"
 _MAX_PIXELS = 4 << 20  # of the input image
+_MAX_TEXT = 1000  # characters
 
 
 class Sizes(NamedTuple):
@@ -182,5 +183,7 @@ def _check_ranges(config: ModelConfig) -> None:
         raise ValueError(f"image_size {vision.image_size} is more than {_MAX_PIXELS} pixels")
     if not 2 <= text.context_length <= text.positions:
         raise ValueError(f"context_length {text.context_length} is not between 2 and {text.positions}")
+    if max(len(config.variant), len(config.caption_charset)) > _MAX_TEXT:
+        raise ValueError(f"variant or caption_charset has more than {_MAX_TEXT} characters")
     if min(config.std) <= 0:
         raise ValueError(f"std is {config.std}")

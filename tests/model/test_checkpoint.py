@@ -1,41 +1,28 @@
-"""Every container loads to the same model; every bad file gets one clear line."""
+"""Every container loads to the same model, under every name; models are written whole or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
-import pickle
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from clip4str import CheckpointError, checkpoint
 from clip4str.checkpoint import build, convert, load, load_clip_weights, save
-from clip4str.config import VARIANTS, ModelConfig, TextConfig, VisionConfig
+from clip4str.config import CLIP_MEAN, CLIP_STD, HALF, VARIANTS
+from clip4str.metadata import weights_sha256
 from clip4str.model import CLIP4STR
-
-SMALL = ModelConfig(
-    variant="custom",
-    vision=VisionConfig((64, 64), (16, 16), 64, 2, 1),
-    text=TextConfig("bpe", 512, 77, 16, 64, 2, 1),
-    embed_dim=64,
-    freeze_text_layers=6,
-)
+from clip4str.registry import PUBLISHED, record_path
+from tests.model.small import SMALL, small_model
 
 
 @pytest.fixture(scope="module")
 def model() -> CLIP4STR:
-    torch.manual_seed(0)
-    model = CLIP4STR(SMALL)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return model.eval()
+    return small_model()
 
 
 def assert_same(one: CLIP4STR, other: CLIP4STR, tolerance: float = 0.0) -> None:
@@ -83,10 +70,201 @@ def test_own_format_keeps_config_and_digest(model: CLIP4STR, tmp_path: Path) -> 
     assert_same(model, build(loaded), tolerance=1e-3)
 
 
+def test_a_state_dict_under_its_own_key_is_bare(model: CLIP4STR, tmp_path: Path) -> None:
+    """Without any hyper-parameters, the published configuration holds."""
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pt")
+    assert load(str(tmp_path / "weights.pt")).config == SMALL
+
+
 def test_convert(model: CLIP4STR, tmp_path: Path) -> None:
+    source, target = tmp_path / "weights.pt", tmp_path / "out.safetensors"
+    torch.save(model.state_dict(), source)
+    convert(str(source), target)
+    assert_same(model, build(load(str(target))))
+    with safe_open(target, framework="pt") as file:
+        notes = file.metadata()
+    assert notes["clip4str_source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert notes["clip4str_weights_sha256"] == weights_sha256(load(str(source)).state)
+    assert {path.name for path in tmp_path.iterdir()} == {"weights.pt", "out.safetensors"}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
+def test_convert_to_half_precision(
+    dtype: torch.dtype, tolerance: float, model: CLIP4STR, tmp_path: Path
+) -> None:
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    convert(tmp_path / "weights.pt", tmp_path / "out.safetensors")
-    assert_same(model, build(load(str(tmp_path / "out.safetensors"))))
+    convert(str(tmp_path / "weights.pt"), tmp_path / "out.safetensors", dtype)
+    loaded = load(str(tmp_path / "out.safetensors"))
+    assert {value.dtype for value in loaded.state.values()} == {dtype}
+    built = build(loaded)
+    assert {value.dtype for value in built.state_dict().values()} == {torch.float32}
+    assert_same(model, built, tolerance)
+
+
+def test_convert_overwrites_only_when_told(model: CLIP4STR, tmp_path: Path) -> None:
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"precious")
+    with pytest.raises(CheckpointError, match="exists; --force"):
+        convert(str(tmp_path / "weights.pt"), target)
+    assert target.read_bytes() == b"precious"
+    convert(str(tmp_path / "weights.pt"), target, overwrite=True)
+    convert(str(target), target, torch.float16, overwrite=True)  # a file may replace itself
+    assert_same(model, build(load(str(target))), tolerance=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("out.pt", "must end in .safetensors"),
+        ("missing/out.safetensors", "there is no folder"),
+        ("folder.safetensors", "exists"),
+        ("/proc/out.safetensors", "not writable|cannot be written"),
+    ],
+)
+def test_convert_to_what_is_no_place_for_it(
+    target: str, reason: str, model: CLIP4STR, tmp_path: Path
+) -> None:
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=reason):
+        convert(str(tmp_path / "weights.pt"), tmp_path / target, overwrite=True)
+
+
+def test_a_conversion_that_fails_leaves_nothing(model: CLIP4STR, tmp_path: Path) -> None:
+    state = model.state_dict()
+    state["visual_decoder.head.bias"] = torch.full_like(state["visual_decoder.head.bias"], 1e5)
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=r"as float16: visual_decoder\.head\.bias holds numbers"):
+        convert(str(tmp_path / "weights.pt"), tmp_path / "out.safetensors", torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+class TestBuild:
+    """Made without memory first, a model is no different from one made with random weights and then filled."""
+
+    def write(self, model: CLIP4STR, path: Path) -> None:
+        if path.suffix == ".safetensors":
+            save(path, model, torch.float32)
+        else:
+            torch.save(model.state_dict(), path)
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_every_tensor_is_that_of_a_filled_model(
+        self, suffix: str, model: CLIP4STR, tmp_path: Path
+    ) -> None:
+        self.write(model, tmp_path / f"model{suffix}")
+        built = build(load(str(tmp_path / f"model{suffix}")))
+        expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        actual = {**dict(built.named_parameters()), **dict(built.named_buffers())}
+        assert actual.keys() == expected.keys()  # the causal mask, in no state dict, among them
+        for key, value in actual.items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+            assert value.requires_grad == expected[key].requires_grad
+            assert value.is_contiguous()
+        assert built.state_dict().keys() == model.state_dict().keys()
+        assert not built.training
+
+    def test_variant_with_batch_statistics(self, tmp_path: Path) -> None:
+        tiny = small_model(VARIANTS["tiny"])
+        save(tmp_path / "tiny.safetensors", tiny, torch.float32)
+        built = build(load(str(tmp_path / "tiny.safetensors")))
+        assert {value.dtype for value in built.state_dict().values()} == {torch.float32, torch.int64}
+        assert_same(tiny, built)
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_file_and_model_do_not_depend_on_each_other(
+        self, suffix: str, model: CLIP4STR, tmp_path: Path
+    ) -> None:
+        path = tmp_path / f"model{suffix}"
+        self.write(model, path)
+        before = path.read_bytes()
+        built = build(load(str(path)))
+        with torch.no_grad():
+            built.visual_decoder.head.bias.add_(1)
+        assert path.read_bytes() == before
+        path.write_bytes(b"")  # the process would die of reading a mapped file that shrank
+        assert torch.equal(built.visual_decoder.head.bias, model.visual_decoder.head.bias + 1)
+
+    def test_weights_that_share_memory_in_the_file_do_not_in_the_model(
+        self, model: CLIP4STR, tmp_path: Path
+    ) -> None:
+        state = model.state_dict()
+        state["cross_decoder.head.weight"] = state["visual_decoder.head.weight"]
+        torch.save(state, tmp_path / "tied.pt")
+        built = build(load(str(tmp_path / "tied.pt")))
+        with torch.no_grad():
+            built.cross_decoder.head.weight.zero_()
+        assert torch.equal(built.visual_decoder.head.weight, model.visual_decoder.head.weight)
+
+    def test_it_can_be_trained(self, model: CLIP4STR, tmp_path: Path) -> None:
+        self.write(model, tmp_path / "model.pt")
+        built = build(load(str(tmp_path / "model.pt"))).train()
+        optimizer = torch.optim.AdamW(built.parameters(), lr=1e-3)
+        built.encode_image(torch.rand(1, 3, 64, 64)).square().mean().backward()
+        optimizer.step()
+        assert not torch.equal(built.clip_model.visual.proj, model.clip_model.visual.proj)
+
+
+class TestNames:
+    """A published name stands for the file that was fetched, and for no other."""
+
+    @pytest.fixture
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("CLIP4STR_CACHE_DIR", str(tmp_path))
+        return tmp_path
+
+    def fetched(self, cache: Path, name: str, model: CLIP4STR) -> Path:
+        path = cache / PUBLISHED[name].location.filename
+        torch.save(model.state_dict(), path)
+        return path
+
+    @pytest.mark.parametrize(
+        ("name", "wanted"),
+        [("base16", "base16-rbu"), ("base16-real", "base16-real"), ("huge14", "huge14-rbu-dfn")],
+    )
+    @pytest.mark.usefixtures("cache")
+    def test_not_fetched(self, name: str, wanted: str) -> None:
+        with pytest.raises(CheckpointError, match=f"{name} is not here yet: run `clip4str fetch {wanted}`"):
+            load(name)
+
+    @pytest.mark.parametrize("name", ["large14", "large14-rbu"])
+    def test_fetched(self, name: str, cache: Path, model: CLIP4STR) -> None:
+        self.fetched(cache, "large14-rbu", model)
+        loaded = load(name)
+        assert loaded.name == "large14-rbu"
+        assert loaded.config.mean == loaded.config.std == HALF
+        assert_same(model, build(loaded))
+
+    def test_normalisation_is_the_registrys(
+        self, cache: Path, model: CLIP4STR, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fetched(cache, "large14-rbu", model)
+        other = dataclasses.replace(PUBLISHED["large14-rbu"], mean=CLIP_MEAN, std=CLIP_STD)
+        monkeypatch.setitem(PUBLISHED, "large14-rbu", other)
+        config = load("large14").config
+        assert (config.mean, config.std) == (CLIP_MEAN, CLIP_STD)
+
+    def test_not_the_published_file(self, cache: Path, model: CLIP4STR) -> None:
+        self.fetched(cache, "base16-rbu", model)
+        with pytest.raises(CheckpointError, match=r"not 15f9c480.*: remove it and fetch it again"):
+            load("base16")
+
+    def test_not_the_recorded_file(self, cache: Path, model: CLIP4STR) -> None:
+        path = self.fetched(cache, "base16-real", model)
+        record_path(path).write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+        assert load("base16-real").name == "base16-real"
+        record_path(path).write_text(f"{'0' * 64}  {path.name}\n")
+        with pytest.raises(CheckpointError, match=f"not {'0' * 64}: remove it"):
+            load("base16-real")
+
+    def test_a_size_that_nobody_published(self) -> None:
+        with pytest.raises(CheckpointError, match=r"no checkpoint of base32 is published: .*base16-synth"):
+            load("base32")
+
+    def test_unknown(self) -> None:
+        with pytest.raises(CheckpointError, match="no model file 'bigger', nor a checkpoint of that name"):
+            load("bigger")
 
 
 def test_published_names_are_complete() -> None:
@@ -98,72 +276,6 @@ def test_published_names_are_complete() -> None:
     assert not [
         key for key in keys if not key.startswith(("clip_model.", "visual_decoder.", "cross_decoder."))
     ]
-
-
-class Hostile:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("pwned",)
-
-
-def bad_files(folder: Path, model: CLIP4STR) -> dict[str, tuple[Path, str]]:
-    state = model.state_dict()
-    torch.save(
-        {"state_dict": {k: v for k, v in state.items() if "ln_final" not in k}}, folder / "lacking.ckpt"
-    )
-    torch.save({"state_dict": [1, 2]}, folder / "list.ckpt")
-    torch.save({**state, "extra.weight": torch.zeros(1)}, folder / "extra.pt")
-    (folder / "hostile.pt").write_bytes(pickle.dumps(Hostile()))
-    (folder / "empty.pt").write_bytes(b"")
-    whole = folder / "whole.pt"
-    torch.save(state, whole)
-    (folder / "truncated.pt").write_bytes(whole.read_bytes()[:5000])
-    (folder / "text.safetensors").write_text("not weights")
-    (folder / "passwords.pt").write_text("root:x:0:0:root:/root:/bin/bash\n")
-    torch.save({"state_dict": state, "hyper_parameters": "none"}, folder / "hyper.ckpt")
-    torch.save({**state, "clip_model.ln_final.weight": torch.tensor(1.0)}, folder / "scalar.pt")
-    for name, config in (("nested", "[" * 100_000), ("number", "5"), ("headless", _headless())):
-        save_file({"a": torch.zeros(1)}, folder / f"{name}.safetensors", {"clip4str": config})
-    return {
-        "lacking": (folder / "lacking.ckpt", "clip_model.ln_final.weight"),
-        "list": (folder / "list.ckpt", "no state dict"),
-        "extra": (folder / "extra.pt", "extra.weight"),
-        "hostile": (folder / "hostile.pt", "not a readable checkpoint"),
-        "empty": (folder / "empty.pt", "is empty"),
-        "truncated": (folder / "truncated.pt", "not a readable checkpoint"),
-        "text": (folder / "text.safetensors", "not a readable safetensors"),
-        "missing": (folder / "nothing.pt", "no model file"),
-        "passwords": (folder / "passwords.pt", "not a readable checkpoint"),
-        "hyper": (folder / "hyper.ckpt", "hyper_parameters are no dictionary"),
-        "scalar": (folder / "scalar.pt", "not a CLIP4STR checkpoint"),
-        "nested": (folder / "nested.safetensors", "configuration is not understood"),
-        "number": (folder / "number.safetensors", "configuration is not understood"),
-        "headless": (folder / "headless.safetensors", "multiple of its number of heads"),
-    }
-
-
-def _headless() -> str:
-    values = SMALL.to_dict()
-    values["vision"]["heads"] = 0
-    return json.dumps(values)
-
-
-KINDS = ["lacking", "list", "extra", "hostile", "empty", "truncated", "text", "missing", "passwords", "hyper"]
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "scalar", "nested", "number", "headless"])
-def test_bad_file(kind: str, model: CLIP4STR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path, message = bad_files(tmp_path, model)[kind]
-    with pytest.raises(CheckpointError, match=message) as caught:
-        build(load(str(path)))
-    assert "\n" not in str(caught.value)
-    assert not Path("pwned").exists()
-
-
-def test_foreign_safetensors(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match="no 'clip4str' configuration"):
-        load(str(tmp_path / "foreign.safetensors"))
 
 
 def test_directory_must_hold_one_model(tmp_path: Path) -> None:

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from clip4str.checkpoint import load
 from clip4str.cli import main
+from clip4str.registry import tables
+from tests.model.small import small_model
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -12,7 +16,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("read", "eval", "synth", "train", "convert"):
+    for command in ("read", "eval", "synth", "train", "fetch", "convert"):
         assert f"\n    {command} " in shown
 
 
@@ -28,6 +32,9 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["synth", "out", "--count", "0"],
         ["synth", "out", "--count", "many"],
         ["convert", "only-one"],
+        ["convert", "a.ckpt", "a.safetensors", "--dtype", "int8"],
+        ["fetch"],
+        ["fetch", "base16", "--list"],
     ],
 )
 def test_wrong_usage_exits_2_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +58,13 @@ def test_wrong_usage_exits_2_with_one_line(arguments: list[str], capsys: pytest.
         (["train", "missing.yaml"], "missing.yaml"),
         (["convert", "missing.ckpt", "out.safetensors"], "missing.ckpt"),
         (["convert", "broken.safetensors", "out.safetensors"], "not a readable safetensors file"),
+        (["convert", "missing.ckpt", "broken.safetensors"], "exists; --force overwrites"),
+        (["convert", "missing.ckpt", "nowhere/out.safetensors"], "there is no folder 'nowhere'"),
+        (["convert", "missing.ckpt", "out.pt"], "must end in .safetensors"),
+        (["fetch", "base17"], "no published checkpoint is named 'base17'; there are base16-synth, "),
+        (["fetch", "base32"], "no published checkpoint is named 'base32'"),
+        (["fetch", "base16", "--dir", "broken.safetensors"], "File exists: 'broken.safetensors'"),
+        (["read", "a.png", "--model", "base16"], "run `clip4str fetch base16-rbu`"),
     ],
 )
 def test_bad_input_exits_2_with_one_line(
@@ -61,6 +75,7 @@ def test_bad_input_exits_2_with_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIP4STR_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     (tmp_path / "empty").mkdir()
     for folder in ("words", "other/words"):
@@ -72,3 +87,17 @@ def test_bad_input_exits_2_with_one_line(
     assert line.startswith(f"clip4str {arguments[0]}: ")
     assert problem in line
     assert shown.out == ""
+
+
+def test_fetch_list_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "--list"]) == 0
+    assert capsys.readouterr().out == f"{tables()}\n"
+
+
+def test_convert_writes_a_model_that_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "model.pt", tmp_path / "model.safetensors"
+    torch.save(small_model().state_dict(), source)
+    assert main(["convert", str(source), str(target), "--dtype", "bf16"]) == 0
+    assert capsys.readouterr().out == f"wrote {target}\n"
+    assert {value.dtype for value in load(str(target)).state.values()} == {torch.bfloat16}
+    assert main(["convert", str(target), str(target), "--force"]) == 0

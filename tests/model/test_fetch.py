@@ -335,7 +335,7 @@ class TestHub:
 def test_command(site: Site, tmp_path: Path) -> None:
     """The whole way, with the registry's own table: only the hub's address is ours."""
     environment = {**os.environ, "HF_ENDPOINT": site.url, "CLIP4STR_CACHE_DIR": str(tmp_path)}
-    command = [Path(sys.executable).with_name("clip4str"), "fetch", "large14"]
+    command = [str(Path(sys.executable).with_name("clip4str")), "fetch", "large14"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     path = tmp_path / "clip4str_large_3c9d881b88.pt"
