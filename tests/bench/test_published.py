@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench.published import Decoded, PublishedCLIP4STR, read
 from clip4str import checkpoint
-from clip4str.recognizer import ReadOptions, Recognizer
+from clip4str.reading import ReadOptions
+from clip4str.recognizer import Recognizer
 from tests.model.golden import (
     FEATURES,
     LOGITS,
