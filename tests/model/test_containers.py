@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip4str.checkpoint import CheckpointError, build, load
+from clip4str.containers import read_torchscript
 from tests.model.small import small_model
 
 State = dict[str, Tensor]
@@ -179,6 +180,32 @@ def test_clip_weights_are_not_enough(weights: State, tmp_path: Path) -> None:
 def test_a_torchscript_archive_is_no_checkpoint(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-16.pt")
     assert "is a TorchScript archive" in said_of(tmp_path / "ViT-B-16.pt")
+
+
+class Scripted(torch.nn.Module):
+    """Computes something when its archive is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.zeros(2)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[Tensor, bool]:
+        return self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[Tensor, bool]) -> None:
+        self.weight = state[0] + 1
+        self.training = state[1]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_torchscript_archive_that_runs_when_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "clip.pt"
+    torch.jit.save(torch.jit.script(Scripted()), path)
+    assert torch.jit.load(path).weight.sum() == 2  # it did
+    with pytest.raises(CheckpointError, match="runs code while it is loaded"):
+        read_torchscript(path)
 
 
 def test_adapter_models_are_not_supported(weights: State, tmp_path: Path) -> None:
