@@ -215,7 +215,7 @@ def _fetch(arguments: argparse.Namespace) -> None:
     try:
         fetched = fetch(entry, arguments.dir)
     except KeyboardInterrupt:
-        raise FetchError(f"stopped; `clip4str fetch {entry.name}` continues") from None
+        raise FetchError("stopped; the same command continues where it broke off") from None
     source = "as stated by its host" if fetched.stated else "none is published: recorded for later comparison"
     print(f"{fetched.path}\nsha256 {fetched.sha256} ({source})")
     print(f"use it with --model {fetched.path if arguments.dir else entry.name}")

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ import huggingface_hub
 import pytest
 
 from clip4str import fetch as module
+from clip4str.cli import main
 from clip4str.fetch import Fetched, FetchError, fetch
-from clip4str.registry import HubFile, Published, WebFile, ZenodoFile, record_path
+from clip4str.registry import PUBLISHED, HubFile, Published, WebFile, ZenodoFile, record_path
 from tests.model.file_server import COMMIT, Site, serving
 
 
@@ -330,6 +332,23 @@ class TestHub:
         site.statuses = [404]
         with pytest.raises(FetchError, match=r"some/one on Hugging Face: .*404"):
             self.fetch(tmp_path)
+
+
+def test_stopped_by_the_user(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PUBLISHED, "base16-real", published(WebFile(f"{site.url}/model.ckpt"), SHA256))
+    site.length = len(CONTENT) + 1  # then the server falls silent
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    timer = threading.Timer(0.5, signal.pthread_kill, (main_thread, signal.SIGINT))
+    timer.start()
+    assert main(["fetch", "base16-real", "--dir", str(tmp_path)]) == 2
+    timer.join()
+    assert capsys.readouterr().err == (
+        "clip4str fetch: stopped; the same command continues where it broke off\n"
+    )
+    assert (tmp_path / "model.ckpt.part").read_bytes() == CONTENT[:300_000]  # whole chunks
 
 
 def test_command(site: Site, tmp_path: Path) -> None:
