@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 
 from clip4str import fetch as module
 from clip4str.cli import main
 from clip4str.fetch import Fetched, FetchError, fetch
-from clip4str.registry import PUBLISHED, HubFile, Published, WebFile, ZenodoFile, record_path
-from tests.model.file_server import COMMIT, Site, serving
-
-
-def archive(seed: int = 0, size: int = 300_000) -> bytes:
-    """A zip archive, as every checkpoint is one."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("archive/data.pkl", bytes([seed]) * size)
-    return buffer.getvalue()
-
-
-CONTENT = archive()
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(module, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(module, "_CHUNK", 10_000)
-    with serving(CONTENT) as site:
-        yield site
-
-
-def published(location: HubFile | WebFile | ZenodoFile, sha256: str | None = None) -> Published:
-    return Published("some", "base16", location, "CLIP", "words", (), sha256=sha256)
+from clip4str.registry import PUBLISHED, WebFile, record_path
+from tests.model.downloads import CONTENT, SHA256, archive, assert_whole, published
+from tests.model.file_server import Site
 
 
 def fetch_web(site: Site, folder: Path, sha256: str | None = SHA256, path: str = "model.ckpt") -> Fetched:
     return fetch(published(WebFile(f"{site.url}/{path}"), sha256), folder)
-
-
-def assert_whole(fetched: Fetched, folder: Path) -> None:
-    """The file is in place, with its record, and nothing unfinished lies beside it."""
-    assert fetched.path.read_bytes() == CONTENT
-    assert fetched.sha256 == SHA256
-    assert record_path(fetched.path).read_text() == f"{SHA256}  {fetched.path.name}\n"
-    assert {path.name for path in folder.iterdir()} == {
-        ".lock",
-        fetched.path.name,
-        record_path(fetched.path).name,
-    }
 
 
 def begin(site: Site, folder: Path, length: int = 100_000) -> None:
@@ -257,83 +214,6 @@ def test_one_download_a_folder(site: Site, tmp_path: Path) -> None:
     assert_whole(fetch_web(site, tmp_path), tmp_path)
 
 
-class TestZenodo:
-    """The record's list of files says where the file is, and its MD5."""
-
-    def listing(self, site: Site, key: str = "clip4str_abc.ckpt", md5: str = "") -> dict[str, object]:
-        checksum = f"md5:{md5 or hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()}"
-        return {
-            "key": key,
-            "size": len(CONTENT),
-            "checksum": checksum,
-            "links": {"self": f"{site.url}/content"},
-        }
-
-    def fetch(self, site: Site, folder: Path) -> Fetched:
-        return fetch(published(ZenodoFile(f"{site.url}/record", "abc")), folder)
-
-    def test_found_by_its_fragment(self, site: Site, tmp_path: Path) -> None:
-        site.record = {"files": [self.listing(site), self.listing(site, key="clip4str_def.ckpt")]}
-        fetched = self.fetch(site, tmp_path)
-        assert fetched.path == tmp_path / "clip4str_abc.ckpt"
-        assert_whole(fetched, tmp_path)
-
-    def test_wrong_md5(self, site: Site, tmp_path: Path) -> None:
-        site.record = {"files": [self.listing(site, md5="0" * 32)]}
-        with pytest.raises(FetchError, match="not 00000000000000000000000000000000 as its host states"):
-            self.fetch(site, tmp_path)
-
-    @pytest.mark.parametrize("record", [None, [], {"files": 3}, {"files": [{"key": "abc"}]}])
-    def test_no_listing(self, record: object, site: Site, tmp_path: Path) -> None:
-        site.record = record
-        with pytest.raises(FetchError, match="no list of files"):
-            self.fetch(site, tmp_path)
-
-    def test_not_in_the_record(self, site: Site, tmp_path: Path) -> None:
-        site.record = {"files": [self.listing(site, key="other.ckpt")]}
-        with pytest.raises(FetchError, match="lists 0 files with abc"):
-            self.fetch(site, tmp_path)
-
-    def test_no_record(self, tmp_path: Path) -> None:
-        with pytest.raises(FetchError, match="refused"):
-            fetch(published(ZenodoFile("http://127.0.0.1:9/record", "abc")), tmp_path)
-
-
-class TestHub:
-    """Through huggingface_hub, whose server we imitate: it states the SHA-256 of large files."""
-
-    @pytest.fixture(autouse=True)
-    def endpoint(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", site.url)
-        template = site.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
-
-    def fetch(self, folder: Path, sha256: str | None = None) -> Fetched:
-        return fetch(published(HubFile("some/one", "model.pt", COMMIT), sha256), folder)
-
-    def test_checksum_of_the_hub(self, tmp_path: Path) -> None:
-        fetched = self.fetch(tmp_path)
-        assert fetched.stated
-        assert_whole(fetched, tmp_path)
-
-    def test_broken_connections_are_continued(self, site: Site, tmp_path: Path) -> None:
-        site.cuts = [100_000]
-        assert_whole(self.fetch(tmp_path), tmp_path)
-        assert site.requests[-1]["Range"] == "bytes=100000-"
-
-    def test_another_checksum_than_published(self, tmp_path: Path) -> None:
-        with pytest.raises(FetchError, match=f"not {'0' * 64} as its host states"):
-            self.fetch(tmp_path, sha256="0" * 64)
-        assert not (tmp_path / "model.pt").exists()
-
-    def test_no_such_file(self, site: Site, tmp_path: Path) -> None:
-        site.statuses = [404]
-        with pytest.raises(FetchError, match=r"some/one on Hugging Face: .*404"):
-            self.fetch(tmp_path)
-
-
 def test_stopped_by_the_user(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,18 +229,3 @@ def test_stopped_by_the_user(
         "clip4str fetch: stopped; the same command continues where it broke off\n"
     )
     assert (tmp_path / "model.ckpt.part").read_bytes() == CONTENT[:300_000]  # whole chunks
-
-
-def test_command(site: Site, tmp_path: Path) -> None:
-    """The whole way, with the registry's own table: only the hub's address is ours."""
-    environment = {**os.environ, "HF_ENDPOINT": site.url, "CLIP4STR_CACHE_DIR": str(tmp_path)}
-    command = [str(Path(sys.executable).with_name("clip4str")), "fetch", "large14"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    path = tmp_path / "clip4str_large_3c9d881b88.pt"
-    assert done.stdout.splitlines() == [
-        str(path),
-        f"sha256 {SHA256} (as stated by its host)",
-        "use it with --model large14-rbu",
-    ]
-    assert path.read_bytes() == CONTENT
