@@ -1,4 +1,4 @@
-"""The `clip4str` command: read, evaluate, train, fetch, convert and synthesise from a terminal.
+"""The `clip4str` command: read, evaluate, train, fetch, convert, export and synthesise from a terminal.
 
 Only the command that runs imports what it needs, so that `--help` answers at once.
 """
@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        message = f"{error}: this command needs the extra: pip install 'clip4str[train]'"
+        extra = "onnx" if arguments.command == "export" else "train"
+        message = f"{error}: this command needs the extra: pip install 'clip4str[{extra}]'"
     except _bad_input_errors(arguments.command) as error:  # imported only when something was raised
         message = str(error)
     else:
@@ -112,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--force", action="store_true", help="overwrite the file if it exists")
     convert.set_defaults(run=_convert)
+
+    export = commands.add_parser("export", help="write a model as graphs for other runtimes")
+    export.add_argument("target", type=Path, metavar="OUT", help="a folder that does not exist yet")
+    export.add_argument(
+        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
+    )
+    export.add_argument("--format", choices=("onnx",), default="onnx", help="(default: %(default)s)")
+    export.set_defaults(run=_export)
     return parser
 
 
@@ -226,4 +235,11 @@ def _convert(arguments: argparse.Namespace) -> None:
     from clip4str.hardware import PRECISIONS
 
     convert(arguments.source, arguments.target, PRECISIONS[arguments.dtype], overwrite=arguments.force)
+    print(f"wrote {arguments.target}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from clip4str.export import export
+
+    export(arguments.model, arguments.target)
     print(f"wrote {arguments.target}")

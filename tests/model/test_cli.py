@@ -1,5 +1,6 @@
 """The `clip4str` command without weights: what it says of bad input, and that it says it in one line."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("read", "eval", "synth", "train", "fetch", "convert"):
+    for command in ("read", "eval", "synth", "train", "fetch", "convert", "export"):
         assert f"\n    {command} " in shown
 
 
@@ -35,6 +36,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["convert", "a.ckpt", "a.safetensors", "--dtype", "int8"],
         ["fetch"],
         ["fetch", "base16", "--list"],
+        ["export"],
+        ["export", "out", "--format", "tflite"],
     ],
 )
 def test_wrong_usage_exits_2_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +68,9 @@ def test_wrong_usage_exits_2_with_one_line(arguments: list[str], capsys: pytest.
         (["fetch", "base32"], "no published checkpoint is named 'base32'"),
         (["fetch", "base16", "--dir", "broken.safetensors"], "File exists: 'broken.safetensors'"),
         (["read", "a.png", "--model", "base16"], "run `clip4str fetch base16-rbu`"),
+        (["export", "empty"], "empty: exists; name a folder that does not"),
+        (["export", "nowhere/out"], "there is no folder 'nowhere'"),
+        (["export", "out", "--model", "broken.safetensors"], "not a readable safetensors file"),
     ],
 )
 def test_bad_input_exits_2_with_one_line(
@@ -87,6 +93,16 @@ def test_bad_input_exits_2_with_one_line(
     assert line.startswith(f"clip4str {arguments[0]}: ")
     assert problem in line
     assert shown.out == ""
+
+
+def test_a_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.delitem(sys.modules, "clip4str.export", raising=False)
+    assert main(["export", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("this command needs the extra: pip install 'clip4str[onnx]'")
 
 
 def test_fetch_list_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
