@@ -8,6 +8,7 @@ up to the first difference it was (speculative decoding; Leviathan et al., ICML 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,16 @@ from clip4str.attention import KeyValue
 from clip4str.charset import BOS, EOS
 from clip4str.model import Decoder
 
+Stage = Callable[[str], AbstractContextManager[None]]
+
 
 def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
+
+
+def unobserved(_: str) -> AbstractContextManager[None]:
+    """A stage that nobody times."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +37,17 @@ class Execution:
 
     `run` calls a function of tensors; on a GPU it replays a captured graph. `check_every`: steps between two looks
     at whether every row has ended, for which the host must wait. `size` rounds a batch up to one that `run` is ready
-    for. `encoded_at_once`: images in one pass of the image encoder, None for all.
+    for. `encoded_at_once`: images in one pass of the image encoder, None for all. `tokens_at_once`: decoder tokens
+    up to which a pass over a draft takes about as long as a single step. `stage` is entered with the name of each
+    part of decoding: encode, visual, caption, cross_modal, refine (of either branch).
     """
 
     run: Callable[..., Any] = _directly
     check_every: int = 1
     size: Callable[[int], int] = int
     encoded_at_once: int | None = None
+    tokens_at_once: int = 256
+    stage: Stage = unobserved
 
 
 EAGER = Execution()
@@ -48,18 +60,23 @@ def autoregress(
     allowed: Tensor | None,
     *,
     stop_at_eos: bool,
+    known: Tensor | None = None,
     padding: Tensor | None = None,
     execution: Execution = EAGER,
 ) -> Tensor:
     """Greedy decoding, one character a step, each from those before it. Returns float32 logits [N, T, 95].
 
     T is `limit`, or with `stop_at_eos` enough steps for every row to emit EOS, but not for those that `padding`,
-    bool [N], excepts. A row that ended goes on decoding what no one reads.
+    bool [N], excepts. A row that ended goes on decoding what no one reads. When the first P class ids are `known`,
+    int64 [N, P], decoding begins after them, and T counts from there.
     """
     batch, device = memory.key.shape[0], memory.key.device
     ids = torch.full((batch, 1), BOS, device=device)
     ended = torch.zeros(batch, dtype=torch.bool, device=device) if padding is None else padding
     content, start = None, 0
+    if known is not None:
+        content = decoder.project_content(torch.cat([ids, known[:, :-1]], dim=1))
+        ids, start = known[:, -1:], known.shape[1]
     logits = []
     while start < limit:
         stop = min(start + execution.check_every, limit)
@@ -105,18 +122,35 @@ def speculate(
 ) -> Tensor:
     """As `autoregress`, from a draft of the reading, class ids int64 [N, T]. Returns float32 logits [N, T, 95].
 
+    Rows that the draft misleads are read along what was read last: every pass gets at least one more character
+    right, most get all. Only where such a pass costs more than a step they are read on step by step.
     Row n is decoded for its first steps[n] positions; what stands behind them is of no meaning.
     """
     logits: Tensor = execution.run(_read_along, decoder, memory, draft, allowed)
     reading = logits.argmax(-1)
-    rows = (_agreement(reading, draft) < steps - 1).nonzero()[:, 0]  # a last difference misleads nothing
-    while len(rows):  # every pass gets at least one character more of each row right
-        draft, some = reading[rows], None if allowed is None else allowed[rows]
-        again = _read_along(decoder, memory.select(rows), draft, some)
+    right = _agreement(reading, draft)  # and the character after these: what it was read from is right
+    rows = (right < steps - 1).nonzero()[:, 0]
+    while len(rows):
+        if len(rows) * draft.shape[1] > execution.tokens_at_once:
+            return _resume(decoder, memory, logits, rows, int(right[rows].min()) + 1, allowed)
+        some = None if allowed is None else allowed[rows]
+        again = _read_along(decoder, memory.select(rows), reading[rows], some)
+        right = right.index_copy(0, rows, _agreement(again.argmax(-1), reading[rows]))
         logits = logits.index_copy(0, rows, again)
         reading = reading.index_copy(0, rows, again.argmax(-1))
-        rows = rows[_agreement(reading[rows], draft) < steps[rows] - 1]
+        rows = rows[right[rows] < steps[rows] - 1]
     return logits
+
+
+def _resume(
+    decoder: Decoder, memory: KeyValue, logits: Tensor, rows: Tensor, known: int, allowed: Tensor | None
+) -> Tensor:
+    """Read these rows on step by step, after the `known` characters that `logits` [N, T, 95] have right in all."""
+    reading = logits[rows, :known].argmax(-1)
+    some = None if allowed is None else allowed[rows]
+    limit = logits.shape[1]
+    rest = autoregress(decoder, memory.select(rows), limit, some, stop_at_eos=False, known=reading)
+    return logits.index_copy(0, rows, torch.cat([logits[rows, :known], rest], dim=1))
 
 
 def _read_along(decoder: Decoder, memory: KeyValue, draft: Tensor, allowed: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from clip4str.reading import BranchReading, Reading
+    from clip4str.recognizer import Recognizer
 
 READ_BATCH = 64  # images held in memory at a time by `read`
 
@@ -121,6 +122,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--format", choices=("onnx",), default="onnx", help="(default: %(default)s)")
     export.set_defaults(run=_export)
+    bench = commands.add_parser("bench", help="measure speed on this machine")
+    bench.add_argument(
+        "--models",
+        nargs="+",
+        default=["default"],
+        metavar="M",
+        help="names, files or folders, or sizes: base16 ...",
+    )
+    bench.add_argument("--batch-sizes", nargs="+", type=_positive, default=[1, 8, 32, 64], metavar="N")
+    bench.add_argument("--device", help="cpu, cuda or cuda:N (default: the best there is)")
+    bench.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["auto"],
+        metavar="P",
+        help="auto, fp32, bf16, fp16 (default: auto)",
+    )
+    bench.add_argument(
+        "--threads", type=_positive, help="of the CPU (default: as many as this process may use)"
+    )
+    bench.add_argument(
+        "--baseline", type=Path, metavar="FILE.py", help="measure this implementation too: bench/published.py"
+    )
+    bench.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -130,11 +156,23 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _read(arguments: argparse.Namespace) -> None:
-    from clip4str.datasets import decode_image
+def _loaded(model: str) -> "Recognizer":
+    """The model on what is best here, and a line on standard error that says what that is."""
+    from clip4str.hardware import fit_threads
     from clip4str.recognizer import Recognizer
 
-    recognizer = Recognizer.load(arguments.model)
+    threads = fit_threads()
+    recognizer = Recognizer.load(model)
+    info = recognizer.info
+    place = f"{info.device} ({threads} threads)" if info.device == "cpu" else info.device
+    print(f"{info.name} ({info.variant}) on {place} in {info.dtype}", file=sys.stderr)
+    return recognizer
+
+
+def _read(arguments: argparse.Namespace) -> None:
+    from clip4str.datasets import decode_image
+
+    recognizer = _loaded(arguments.model)
     if not arguments.json:
         print(f"{'text':<28}{'confidence':<12}{'visual':<28}{'cross-modal':<28}image")
     for paths in _batches(arguments.images, READ_BATCH):
@@ -175,13 +213,12 @@ def _print_alternatives(branch: "BranchReading") -> None:
 def _eval(arguments: argparse.Namespace) -> None:
     from clip4str.datasets import DatasetError, open_set
     from clip4str.evaluation import evaluate
-    from clip4str.recognizer import Recognizer
 
     sets = [open_set(path) for path in arguments.data]
     names = [dataset.name for dataset in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DatasetError(f"two sets are named {twice[0]}: the report needs a name for each")
-    recognizer = Recognizer.load(arguments.model)
+    recognizer = _loaded(arguments.model)
     print(f"{'set':<20}{'n':>7}{'accuracy_36':>13}{'visual':>9}{'accuracy_94':>13}{'1-NED_36':>10}", end="")
     print(f"{'confidence':>12}{'crops/s':>9}")
     reports = {}
@@ -243,3 +280,19 @@ def _export(arguments: argparse.Namespace) -> None:
 
     export(arguments.model, arguments.target)
     print(f"wrote {arguments.target}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from clip4str.benchmark.report import Plan, line, run
+    from clip4str.hardware import fit_threads
+
+    fit_threads(arguments.threads)
+    plan = Plan(
+        arguments.models, arguments.batch_sizes, arguments.device, arguments.precisions, arguments.baseline
+    )
+    print(line())
+    for result in run(plan):
+        if not isinstance(result, dict):
+            print(line(result), flush=True)
+        elif arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from clip4str.autoregression import Execution
+from clip4str.autoregression import Execution, Stage
 from clip4str.config import ModelConfig
 from clip4str.decoding import Decoded, decode
 from clip4str.model import CLIP4STR
@@ -92,8 +93,9 @@ class Lane:
         self._pixels, self._visual, self._cross_modal = _pinned(model.config, max_batch)
 
     @torch.inference_mode()
-    def read(self, crops: Sequence[Tensor], allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def read(self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
         """As `Runtime.read`, for `max_batch` crops at most."""
+        execution = replace(self._execution, stage=stage)
         count = len(crops)
         size = self._size(count)
         torch.stack(list(crops), out=self._pixels[:count])
@@ -104,7 +106,7 @@ class Lane:
             if allowed is not None:
                 everything = allowed.new_ones(size - count, allowed.shape[1])
                 allowed = torch.cat([allowed, everything]).to(self._device)
-            decoded = decode(self._model, pixels, allowed, padding=padding, execution=self._execution)
+            decoded = decode(self._model, pixels, allowed, padding=padding, execution=execution)
             return self._download(decoded, count)
 
     def _download(self, decoded: Decoded, count: int) -> tuple[Tensor, Tensor]:

@@ -87,38 +87,46 @@ def decode(
     stop_early = options.max_length is None
 
     # 1. The visual branch reads and refines.
-    image_features, visual_memory, cross_image_memory = run(_encode, model, pixels, execution.encoded_at_once)
-    visual = autoregress(
-        model.visual_decoder,
-        visual_memory,
-        limit,
-        allowed,
-        stop_at_eos=stop_early,
-        padding=padding,
-        execution=execution,
-    )
-    steps = (first_eos(visual.argmax(-1)) + 1).clamp(max=limit)
-    if not stop_early:
-        steps = torch.full_like(steps, limit)
+    with execution.stage("encode"):
+        image_features, visual_memory, cross_image_memory = run(
+            _encode, model, pixels, execution.encoded_at_once
+        )
+    with execution.stage("visual"):
+        visual = autoregress(
+            model.visual_decoder,
+            visual_memory,
+            limit,
+            allowed,
+            stop_at_eos=stop_early,
+            padding=padding,
+            execution=execution,
+        )
+        steps = (first_eos(visual.argmax(-1)) + 1).clamp(max=limit)
+        if not stop_early:
+            steps = torch.full_like(steps, limit)
     readings, context = [visual], steps
-    for _ in range(options.refine_iters):
-        refined = run(refine, model.visual_decoder, visual_memory, readings[-1], context, limit, allowed)
-        readings.append(refined)
-        context = torch.full_like(steps, limit)
+    with execution.stage("refine"):
+        for _ in range(options.refine_iters):
+            refined = run(refine, model.visual_decoder, visual_memory, readings[-1], context, limit, allowed)
+            readings.append(refined)
+            context = torch.full_like(steps, limit)
 
     # 2. What it read becomes captions.
-    captions = encode_captions(model, readings, execution)
-    text_memory = run(model.cross_decoder.project_memory, captions[0].features)
+    with execution.stage("caption"):
+        captions = encode_captions(model, readings, execution)
 
     # 3. The cross-modal branch reads, what the visual branch made of it in the end being its draft, and refines.
-    cross_memory = run(_join, cross_image_memory, text_memory, captions[0].rows)
-    draft = readings[-1].argmax(-1)[:, : visual.shape[1]]
-    cross = speculate(model.cross_decoder, cross_memory, draft, steps, allowed, execution)
+    with execution.stage("cross_modal"):
+        text_memory = run(model.cross_decoder.project_memory, captions[0].features)
+        cross_memory = run(_join, cross_image_memory, text_memory, captions[0].rows)
+        draft = readings[-1].argmax(-1)[:, : visual.shape[1]]
+        cross = speculate(model.cross_decoder, cross_memory, draft, steps, allowed, execution)
     refined_cross, context = cross, steps
-    for seen in captions[1:]:
-        cross_memory = run(_join, cross_image_memory, text_memory, seen.rows)
-        refined_cross = run(refine, model.cross_decoder, cross_memory, refined_cross, context, limit, allowed)
-        context = torch.full_like(steps, limit)
+    with execution.stage("refine"):
+        for seen in captions[1:]:
+            memory = run(_join, cross_image_memory, text_memory, seen.rows)
+            refined_cross = run(refine, model.cross_decoder, memory, refined_cross, context, limit, allowed)
+            context = torch.full_like(steps, limit)
 
     return Decoded(
         image_features=image_features,

@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from clip4str import checkpoint
+from clip4str.autoregression import Stage, unobserved
 from clip4str.charset import CHARACTERS, allowed_classes
+from clip4str.checkpoint import Checkpoint
 from clip4str.hardware import resolve_device, resolve_precision
 from clip4str.image import prepare
 from clip4str.reading import Reading, ReadOptions, branch_readings
@@ -43,16 +45,23 @@ class Recognizer:
     def load(
         cls, model: str = "default", *, device: str | None = None, precision: str = "auto"
     ) -> Recognizer:
-        """Load "default", a checkpoint's path or a directory with one.
+        """Load "default", a fetched model by its name, a checkpoint's path or a directory with one.
 
-        `device`: "cpu", "cuda", "cuda:N" or None for the best there is; `precision`: auto, fp32, bf16, fp16.
-        Raises CheckpointError for a bad file, ValueError for a bad device or precision.
+        `device`: "cpu", "cuda", "cuda:N" or None for the best there is; `precision`: auto, fp32, bf16, fp16, where
+        auto is the fastest that the device has. Raises CheckpointError for a bad file, ValueError for a bad device
+        or precision.
         """
+        resolve_precision(precision, resolve_device(device))  # a slip in these should not cost a long read
+        return cls.from_checkpoint(checkpoint.load(model), device=device, precision=precision)
+
+    @classmethod
+    def from_checkpoint(
+        cls, loaded: Checkpoint, *, device: str | None = None, precision: str = "auto"
+    ) -> Recognizer:
+        """As `load`, from weights in memory."""
         target = resolve_device(device)
         dtype = resolve_precision(precision, target)
-        loaded = checkpoint.load(model)
         network = checkpoint.build(loaded)
-        parameters = sum(parameter.numel() for parameter in network.parameters())
         config = loaded.config
         info = ModelInfo(
             name=loaded.name,
@@ -63,9 +72,14 @@ class Recognizer:
             charset=CHARACTERS,
             max_length=config.max_length,
             image_size=config.vision.image_size,
-            parameters=parameters,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
         )
         return cls(Runtime(network, target, dtype), info)
+
+    @property
+    def batches_in_flight(self) -> int:
+        """Threads whose calls of `read_prepared` run side by side; those of more wait."""
+        return self._runtime.batches_in_flight
 
     def prepare(self, image: Image.Image) -> Tensor:
         """PIL image of any mode -> the model's pixels, uint8 [3, H, W]. Safe to call from several threads."""
@@ -78,11 +92,14 @@ class Recognizer:
         options = ReadOptions(top_k, charset)
         return self.read_prepared([self.prepare(image) for image in images], [options] * len(images))
 
-    def read_prepared(self, crops: Sequence[Tensor], options: Sequence[ReadOptions]) -> list[Reading]:
+    def read_prepared(
+        self, crops: Sequence[Tensor], options: Sequence[ReadOptions], stage: Stage = unobserved
+    ) -> list[Reading]:
         """Read prepared crops, uint8 [3, H, W] each, every one with its own options, in order.
 
-        More crops than make a good batch are read in several. Safe to call from several threads. Raises ValueError
-        unless there are as many options as crops.
+        More crops than make a good batch are read in several. `stage` is a context manager entered with the name of
+        each part of decoding. Safe to call from several threads. Raises ValueError unless there are as many options
+        as crops.
         """
         if len(crops) != len(options):
             raise ValueError(f"{len(crops)} crops, but {len(options)} options: each crop needs its own")
@@ -90,7 +107,7 @@ class Recognizer:
             return []
         top_k = [wanted.top_k for wanted in options]
         visual, cross_modal = (
-            branch_readings(logits, top_k) for logits in self._runtime.read(crops, _allowed(options))
+            branch_readings(logits, top_k) for logits in self._runtime.read(crops, _allowed(options), stage)
         )
         return [
             Reading(visual_reading, cross_reading, truncated)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from clip4str.autoregression import Execution
+from clip4str.autoregression import Execution, Stage, unobserved
 from clip4str.cuda import Lane
 from clip4str.decoding import decode
 from clip4str.inference import compile_encoder, optimize
@@ -24,7 +25,9 @@ _TOKENS_AT_ONCE = 1024  # in a CPU's image encoder: their activations stay in it
 
 
 class _Way(Protocol):
-    def read(self, crops: Sequence[Tensor], allowed: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    def read(
+        self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Runtime:
@@ -44,19 +47,23 @@ class Runtime:
         self._ways: queue.SimpleQueue[_Way] = queue.SimpleQueue()
         for way in ways:
             self._ways.put(way)
+        self.batches_in_flight = len(ways)
         self._threads = ThreadPoolExecutor(len(ways), thread_name_prefix="clip4str")
 
-    def read(self, crops: Sequence[Tensor], allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def read(
+        self, crops: Sequence[Tensor], allowed: Tensor | None = None, stage: Stage = unobserved
+    ) -> tuple[Tensor, Tensor]:
         """Refined logits of the visual and of the cross-modal branch, float32 [N, 26, 95] on the CPU.
 
-        `crops` uint8 [3, H, W] each, one or more; `allowed` bool [N, 95] as `decode` takes it.
+        `crops` uint8 [3, H, W] each, one or more; `allowed` bool [N, 95] as `decode` takes it; `stage` is entered
+        with the name of each part of decoding, on a GPU as it is launched, not as it runs.
         """
         batches = [slice(start, start + self.max_batch) for start in range(0, len(crops), self.max_batch)]
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
             way = self._ways.get()
             try:
-                return way.read(crops[batch], None if allowed is None else allowed[batch])
+                return way.read(crops[batch], None if allowed is None else allowed[batch], stage)
             finally:
                 self._ways.put(way)
 
@@ -74,6 +81,7 @@ class _Cpu:
         rows, columns = model.config.vision.grid
         self._execution = Execution(encoded_at_once=max(1, _TOKENS_AT_ONCE // (rows * columns)))
 
-    def read(self, crops: Sequence[Tensor], allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-        decoded = decode(self._model, torch.stack(list(crops)), allowed, execution=self._execution)
+    def read(self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
+        execution = replace(self._execution, stage=stage)
+        decoded = decode(self._model, torch.stack(list(crops)), allowed, execution=execution)
         return decoded.visual.refined, decoded.cross_modal.refined

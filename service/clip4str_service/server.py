@@ -190,5 +190,9 @@ async def serve(settings: Settings) -> bool:
 def _worker(settings: Settings) -> Worker:
     device = None if settings.devices == "auto" else settings.devices
     return ThreadWorker(
-        settings.model, device=device, precision=settings.precision, max_batch=settings.max_batch
+        settings.model,
+        device=device,
+        precision=settings.precision,
+        threads=settings.threads,
+        max_batch=settings.max_batch,
     )

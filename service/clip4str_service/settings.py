@@ -40,7 +40,11 @@ class Settings(BaseSettings):
     model: str = Field("default", description="model to load: a name that ships, or a path")
     devices: str = Field("auto", description="device that runs the model: auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="number format the model computes in; auto is bf16 on a GPU, fp32 on the CPU"
+        "auto",
+        description="number format the model computes in; auto is bf16 where the device multiplies in it, else fp32",
+    )
+    threads: Count | None = Field(
+        None, le=1024, description="threads of a model on the CPU; unset, as many as processors may be used"
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address that all three ports listen on")
@@ -125,7 +129,7 @@ def flag(field: str) -> str:
 
 def unknown_variables(environment: Iterable[str]) -> list[str]:
     """Names of variables that look like settings and are none, such as misspelt ones."""
-    known = {variable(field) for field in Settings.model_fields}
+    known = {variable(field) for field in Settings.model_fields} | {PREFIX + "CACHE_DIR"}  # the library's own
     return sorted(name for name in environment if name.startswith(PREFIX) and name.upper() not in known)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
 from PIL import Image
 
 from clip4str import CheckpointError, Recognizer
+from clip4str.hardware import fit_threads
 from clip4str_service.readings import ModelInfo, Reading, ReadOptions
 
 Ts = TypeVarTuple("Ts")
@@ -50,11 +51,14 @@ class Worker(Protocol):
 class ThreadWorker:
     """A worker in this process: one thread of its own, the only one that ever runs the model."""
 
-    def __init__(self, model: str, *, device: str | None, precision: str, max_batch: int) -> None:
-        """As `Recognizer.load`; `max_batch` is the largest batch that will come, to warm up with."""
+    def __init__(
+        self, model: str, *, device: str | None, precision: str, threads: int | None, max_batch: int
+    ) -> None:
+        """As `Recognizer.load` and `fit_threads`; `max_batch`, the largest batch that will come, is for the warm-up."""
         self._name = model
         self._device = device
         self._precision = precision
+        self._threads = threads
         self._max_batch = max_batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._recognizer: Recognizer | None = None
@@ -96,6 +100,7 @@ class ThreadWorker:
         return self._recognizer
 
     def _load(self) -> Recognizer:
+        fit_threads(self._threads)
         return Recognizer.load(self._name, device=self._device, precision=self._precision)
 
     async def _on_thread(self, function: Callable[[*Ts], R], *args: *Ts) -> R:

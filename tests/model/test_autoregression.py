@@ -45,9 +45,12 @@ def drafts(expected: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("draft", ["right", "random", "first", "last", "some rows"])
 @pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize(
+    "tokens_at_once", [0, 100, 10_000]
+)  # step by step at once, at first along, along to the end
 @torch.inference_mode()
 def test_any_draft_gives_the_same_reading(
-    decoder: Decoder, memory: KeyValue, expected: Tensor, draft: str, constrained: bool
+    decoder: Decoder, memory: KeyValue, expected: Tensor, draft: str, constrained: bool, tokens_at_once: int
 ) -> None:
     allowed = None
     if constrained:
@@ -55,7 +58,8 @@ def test_any_draft_gives_the_same_reading(
         allowed = torch.stack([kinds[row % 2] for row in range(ROWS)])
         expected = autoregress(decoder, memory, LENGTH, allowed, stop_at_eos=False)
     steps = torch.arange(ROWS) * 3 + 1  # 1, 4, ... 25
-    actual = speculate(decoder, memory, drafts(expected)[draft], steps, allowed)
+    execution = Execution(tokens_at_once=tokens_at_once)
+    actual = speculate(decoder, memory, drafts(expected)[draft], steps, allowed, execution)
     for row, length in enumerate(steps.tolist()):
         torch.testing.assert_close(actual[row, :length], expected[row, :length], atol=1e-4, rtol=0)
 

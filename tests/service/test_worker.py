@@ -33,7 +33,7 @@ def test_start_that_fails_says_why_in_one_line(
     monkeypatch.chdir(tmp_path)
     Path("corrupt.safetensors").write_bytes(b"not weights")
     model = changes.get("model", "default")
-    worker = ThreadWorker(model, device=changes.get("device"), precision="auto", max_batch=4)
+    worker = ThreadWorker(model, device=changes.get("device"), precision="auto", threads=None, max_batch=4)
     with pytest.raises(WorkerStartError) as caught:
         start(worker)
     assert mentions in str(caught.value)
@@ -54,6 +54,6 @@ def test_fault_of_the_device_or_the_disk_is_one_line(
 
     monkeypatch.setattr(Recognizer, "load", load)
     with pytest.raises(WorkerStartError) as caught:
-        start(ThreadWorker("default", device="cuda:9", precision="auto", max_batch=4))
+        start(ThreadWorker("default", device="cuda:9", precision="auto", threads=None, max_batch=4))
     assert str(error).partition("\n")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
