@@ -92,6 +92,9 @@ def _write(
             traced,
             input_names=list(inputs),
             output_names=outputs,
+            dynamic_shapes=tuple(
+                {dimension: "batch"} for _, dimension in inputs.values()
+            ),  # the name it gets
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
