@@ -92,9 +92,7 @@ def _write(
             traced,
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_shapes=tuple(
-                {dimension: "batch"} for _, dimension in inputs.values()
-            ),  # the name it gets
+            dynamic_shapes=tuple({dimension: "batch"} for _, dimension in inputs.values()),  # names it
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
