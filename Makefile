@@ -1,11 +1,14 @@
-# make demo | serve | test | lint | proto | clean.   VENV=path uses another environment.
+# make demo | serve | test | bench | lint | clean.   VENV=path uses another environment.
 
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+RESULT ?= this-machine
+MODELS ?= default base16
+BATCHES ?= 1 2 16 32
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo serve test lint proto clean
+.PHONY: demo serve test bench lint clean
 
 demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
 	$(BIN)/python samples/demo.py
@@ -16,6 +19,11 @@ serve: $(STAMP)  ## serve until interrupted; settings by CLIP4STR_* variables
 test: lint  ## everything CI runs
 	$(BIN)/pytest
 
+bench: $(STAMP)  ## measure this machine; RESULT=name of its file, MODELS=what to measure
+	$(BIN)/clip4str bench --models $(MODELS) --batch-sizes $(BATCHES) --baseline bench/published.py \
+		--json bench/results/$(RESULT).json
+	$(BIN)/python bench/performance.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,10 +31,11 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python bench/performance.py --check
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	$(BIN)/pip install --quiet --editable '.[train,onnx,dev]'
 	touch $@
 
 clean:  ## remove the environment and every cache

@@ -44,9 +44,10 @@ def _bad_input_errors(command: str) -> tuple[type[Exception], ...]:
     from clip4str import CharsetError, CheckpointError
     from clip4str.datasets import DatasetError
     from clip4str.fetch import FetchError
+    from clip4str.hardware import HardwareError
     from clip4str.synth.fonts import FontError
 
-    errors = (CharsetError, CheckpointError, DatasetError, FetchError, FontError, OSError)
+    errors = (CharsetError, CheckpointError, DatasetError, FetchError, FontError, HardwareError, OSError)
     if command != "train":
         return errors
     from clip4str.training.recipe import RecipeError  # needs the extra
@@ -67,18 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 
     read = commands.add_parser("read", help="read the word in each image")
     read.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    read.add_argument(
-        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
-    )
+    _add_model(read)
     read.add_argument("--json", action="store_true", help="print one JSON object per image")
     read.add_argument("--top-k", type=int, choices=range(6), default=0, help="alternatives per character")
     read.add_argument("--charset", help="full, alphanumeric, digits, lowercase, uppercase, or the characters")
     read.set_defaults(run=_read)
 
     evaluate = commands.add_parser("eval", help="measure accuracy on labelled words")
-    evaluate.add_argument(
-        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
-    )
+    _add_model(evaluate)
     evaluate.add_argument(
         "--data", nargs="+", type=Path, required=True, metavar="DIR", help="folders with labels.tsv, or LMDBs"
     )
@@ -150,19 +147,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
+    )
+    command.add_argument("--device", help="cpu, cuda or cuda:N (default: the best there is)")
+    command.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="number format to compute in (default: the fastest that the device has)",
+    )
+
+
 def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
-def _loaded(model: str) -> "Recognizer":
+def _loaded(arguments: argparse.Namespace) -> "Recognizer":
     """The model on what is best here, and a line on standard error that says what that is."""
     from clip4str.hardware import fit_threads
     from clip4str.recognizer import Recognizer
 
     threads = fit_threads()
-    recognizer = Recognizer.load(model)
+    recognizer = Recognizer.load(arguments.model, device=arguments.device, precision=arguments.precision)
     info = recognizer.info
     place = f"{info.device} ({threads} threads)" if info.device == "cpu" else info.device
     print(f"{info.name} ({info.variant}) on {place} in {info.dtype}", file=sys.stderr)
@@ -172,7 +182,7 @@ def _loaded(model: str) -> "Recognizer":
 def _read(arguments: argparse.Namespace) -> None:
     from clip4str.datasets import decode_image
 
-    recognizer = _loaded(arguments.model)
+    recognizer = _loaded(arguments)
     if not arguments.json:
         print(f"{'text':<28}{'confidence':<12}{'visual':<28}{'cross-modal':<28}image")
     for paths in _batches(arguments.images, READ_BATCH):
@@ -218,7 +228,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     names = [dataset.name for dataset in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DatasetError(f"two sets are named {twice[0]}: the report needs a name for each")
-    recognizer = _loaded(arguments.model)
+    recognizer = _loaded(arguments)
     print(f"{'set':<20}{'n':>7}{'accuracy_36':>13}{'visual':>9}{'accuracy_94':>13}{'1-NED_36':>10}", end="")
     print(f"{'confidence':>12}{'crops/s':>9}")
     reports = {}
@@ -290,8 +300,9 @@ def _bench(arguments: argparse.Namespace) -> None:
     plan = Plan(
         arguments.models, arguments.batch_sizes, arguments.device, arguments.precisions, arguments.baseline
     )
-    print(line())
-    for result in run(plan):
+    for number, result in enumerate(run(plan)):
+        if not number:
+            print(line())
         if not isinstance(result, dict):
             print(line(result), flush=True)
         elif arguments.json:

@@ -86,7 +86,7 @@ class Lane:
     def __init__(self, model: CLIP4STR, device: torch.device, max_batch: int) -> None:
         self._model = model
         self._device = device
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(device)
             self._execution = Execution(run=Graphs(self._stream), check_every=CHECK_EVERY, size=self._size)

@@ -12,29 +12,35 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+class HardwareError(ValueError):
+    """A device or number format that is not there; the message is one line for the user."""
+
+
 def resolve_device(device: str | None) -> torch.device:
-    """The named device, or the first GPU, or the CPU. Raises ValueError when it is not there."""
+    """The named device, or the first GPU, or the CPU. Raises HardwareError when it is not there."""
     if device is None:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device {device!r} is not a device name: use 'cpu', 'cuda' or 'cuda:N'") from None
+        raise HardwareError(
+            f"device {device!r} is not a device name: use 'cpu', 'cuda' or 'cuda:N'"
+        ) from None
     if resolved.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {device!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
+        raise HardwareError(f"device {device!r} is not supported: use 'cpu', 'cuda' or 'cuda:N'")
     if resolved.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} was asked for, but no GPU is available: use 'cpu'")
+            raise HardwareError(f"device {device!r} was asked for, but no GPU is available: use 'cpu'")
         resolved = torch.device("cuda", resolved.index or 0)
         if resolved.index >= torch.cuda.device_count():
-            raise ValueError(
+            raise HardwareError(
                 f"device {device!r} is not there: this machine has {torch.cuda.device_count()} GPUs"
             )
     return resolved
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of weights and activations. Raises ValueError.
+    """The dtype of weights and activations. Raises HardwareError.
 
     "auto" is bf16 where the device multiplies matrices in it, on GPUs since Ampere and on CPUs with AVX512-BF16 or
     AMX, and fp32 elsewhere: there bf16 is emulated and several times slower.
@@ -44,7 +50,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
         native = ampere or (device.type == "cpu" and _cpu_bf16())
         return torch.bfloat16 if native else torch.float32
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
+        raise HardwareError(f"precision {precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
 

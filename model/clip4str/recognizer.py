@@ -48,8 +48,8 @@ class Recognizer:
         """Load "default", a fetched model by its name, a checkpoint's path or a directory with one.
 
         `device`: "cpu", "cuda", "cuda:N" or None for the best there is; `precision`: auto, fp32, bf16, fp16, where
-        auto is the fastest that the device has. Raises CheckpointError for a bad file, ValueError for a bad device
-        or precision.
+        auto is the fastest that the device has. Raises CheckpointError for a bad file, HardwareError, a
+        ValueError, for a bad device or precision.
         """
         resolve_precision(precision, resolve_device(device))  # a slip in these should not cost a long read
         return cls.from_checkpoint(checkpoint.load(model), device=device, precision=precision)

@@ -54,7 +54,7 @@ class ThreadWorker:
     def __init__(
         self, model: str, *, device: str | None, precision: str, threads: int | None, max_batch: int
     ) -> None:
-        """As `Recognizer.load` and `fit_threads`; `max_batch`, the largest batch that will come, is for the warm-up."""
+        """As `Recognizer.load` and `fit_threads`; `max_batch` is the largest batch to warm up with."""
         self._name = model
         self._device = device
         self._precision = precision

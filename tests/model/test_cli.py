@@ -17,7 +17,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("read", "eval", "synth", "train", "fetch", "convert", "export"):
+    for command in ("read", "eval", "synth", "train", "fetch", "convert", "export", "bench"):
         assert f"\n    {command} " in shown
 
 
@@ -53,6 +53,11 @@ def test_wrong_usage_exits_2_with_one_line(arguments: list[str], capsys: pytest.
     ("arguments", "problem"),
     [
         (["read", "a.png", "--model", "missing.safetensors"], "missing.safetensors"),
+        (["read", "a.png", "--device", "tpu"], "device 'tpu' is not a device name"),
+        (["bench", "--device", "tpu"], "device 'tpu' is not a device name"),
+        (["bench", "--precisions", "int4"], "precision 'int4' is unknown"),
+        (["bench", "--models", "base99"], "no model file 'base99'"),
+        (["bench", "--baseline", "missing.py"], "missing.py: no such file"),
         (["read", "a.png", "--model", "broken.safetensors"], "not a readable safetensors file"),
         (["eval", "--data", "nowhere"], "nowhere: no such folder"),
         (["eval", "--data", "empty"], "holds neither labels.tsv nor data.mdb"),

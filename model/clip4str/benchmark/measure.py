@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import runpy
 import statistics
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -69,6 +71,8 @@ class Baseline:
 
 def load_baseline(file: Path, work: Workload, device: torch.device, dtype: torch.dtype) -> Baseline:
     """The network of `file`, which must define `PublishedCLIP4STR.from_state_dict(state, config)` and `read`."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
     names = runpy.run_path(str(file), run_name="baseline")
     if not {"PublishedCLIP4STR", "read"} <= names.keys():
         raise CheckpointError(
@@ -161,33 +165,41 @@ def _throughput(recognizer: Recognizer, crops: list[Tensor], device: torch.devic
 
     callers = recognizer.batches_in_flight
     with ThreadPoolExecutor(callers) as pool:
-        list(pool.map(caller, range(callers)))  # every lane is warm
 
         def all_callers() -> None:
-            list(pool.map(caller, range(callers)))
+            if callers == 1:
+                caller(0)
+            else:
+                list(pool.map(caller, range(callers)))
 
+        all_callers()  # every lane is warm
         seconds = statistics.median(timed(all_callers, device) for _ in range(3))
     return callers * _ROUNDS * len(crops) / seconds
 
 
 def _stages(recognizer: Recognizer, images: list[Any], device: torch.device) -> dict[str, float]:
-    """Median seconds of each part. The device comes to rest around each, so their sum is a little too much."""
+    """Median seconds of each part, a mean over the threads that took part in it.
+
+    The device comes to rest around each part, so their sum is a little more than the whole.
+    """
     rounds = []
     for _ in _rounds():
-        spent = dict.fromkeys(STAGES, 0.0)
+        spent: dict[int, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STAGES, 0.0))
 
         @contextmanager
-        def stage(name: str, spent: dict[str, float] = spent) -> Iterator[None]:
+        def stage(name: str, spent: dict[int, dict[str, float]] = spent) -> Iterator[None]:
             wait(device)
             started = time.perf_counter()
             yield
             wait(device)
-            spent[name] += time.perf_counter() - started
+            spent[threading.get_ident()][name] += time.perf_counter() - started
 
-        with stage("preprocess"):
-            crops = [recognizer.prepare(image) for image in images]
-        with stage("postprocess"):
-            recognizer.read_prepared(crops, [ReadOptions()] * len(crops), stage)
-        spent["postprocess"] -= sum(spent[name] for name in STAGES[1:-1])
-        rounds.append(spent)
-    return {name: statistics.median(spent[name] for spent in rounds) for name in STAGES}
+        started = time.perf_counter()
+        crops = [recognizer.prepare(image) for image in images]
+        prepared = time.perf_counter()
+        recognizer.read_prepared(crops, [ReadOptions()] * len(crops), stage)
+        ended = time.perf_counter()
+        parts = {name: statistics.fmean(each[name] for each in spent.values()) for name in STAGES}
+        rest = ended - prepared - sum(parts.values())
+        rounds.append(parts | {"preprocess": prepared - started, "postprocess": rest})
+    return {name: statistics.median(parts[name] for parts in rounds) for name in STAGES}

@@ -14,7 +14,7 @@ import torch
 from clip4str.benchmark.machine import Ceiling, ceiling, this_machine
 from clip4str.benchmark.measure import Result, load_baseline, measure
 from clip4str.benchmark.workload import WORD_LENGTH, workload
-from clip4str.hardware import resolve_device
+from clip4str.hardware import resolve_device, resolve_precision
 from clip4str.recognizer import Recognizer
 
 _COLD_START = """
@@ -51,9 +51,11 @@ class Plan:
 def run(plan: Plan) -> Iterator[Result | dict[str, Any]]:
     """Every result as soon as it is there, and last the report of all, as plain JSON types.
 
-    Raises CheckpointError for a model or baseline that is not there, ValueError for a bad device or precision.
+    Raises CheckpointError for a model or baseline that is not there, HardwareError for a device or precision.
     """
     device = resolve_device(plan.device)
+    for precision in plan.precisions:
+        resolve_precision(precision, device)
     results: list[Result] = []
     ceilings: dict[str, Ceiling] = {}
     for model in plan.models:
