@@ -26,6 +26,10 @@ def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
+def _as_many(different: int, _: int) -> int:
+    return different
+
+
 def unobserved(_: str) -> AbstractContextManager[None]:
     """A stage that nobody times."""
     return nullcontext()
@@ -36,15 +40,17 @@ class Execution:
     """How decoding drives its device.
 
     `run` calls a function of tensors; on a GPU it replays a captured graph. `check_every`: steps between two looks
-    at whether every row has ended, for which the host must wait. `size` rounds a batch up to one that `run` is ready
-    for. `encoded_at_once`: images in one pass of the image encoder, None for all. `tokens_at_once`: decoder tokens
-    up to which a pass over a draft takes about as long as a single step. `stage` is entered with the name of each
-    part of decoding: encode, visual, caption, cross_modal, refine (of either branch).
+    at whether every row has ended, for which the host must wait. `full_length` pads the visual reading to all its
+    positions, so that what follows has one shape. `caption_rows` says to how many captions the different ones of a
+    batch of rows are padded. `encoded_at_once`: images in one pass of the image encoder, None for all.
+    `tokens_at_once`: decoder tokens up to which a pass over a draft takes no longer than the steps it saves. `stage`
+    is entered with the name of each part of decoding: encode, visual, caption, cross_modal, refine (either branch).
     """
 
     run: Callable[..., Any] = _directly
     check_every: int = 1
-    size: Callable[[int], int] = int
+    full_length: bool = False
+    caption_rows: Callable[[int, int], int] = _as_many
     encoded_at_once: int | None = None
     tokens_at_once: int = 256
     stage: Stage = unobserved

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clip4str.autoregression import Execution, Stage
+from clip4str.autoregression import Execution, Stage, unobserved
 from clip4str.decoding import decode
 from clip4str.model import CLIP4STR
 
@@ -58,6 +58,12 @@ class Processors:
         edges = [count * part // parts for part in range(parts + 1)]
         visual, cross_modal = zip(*self._threads.map(read, map(slice, edges[:-1], edges[1:])), strict=True)
         return torch.cat(visual), torch.cat(cross_modal)
+
+    def warm_up(self, batch: int) -> None:
+        """Read blank crops, one and as many as will come, so that memory is there and kernels are chosen."""
+        blank = torch.zeros(3, *self._model.config.vision.image_size, dtype=torch.uint8)
+        for size in (1, min(batch, self.max_batch)):
+            self.read([blank] * size, None, unobserved)
 
 
 def _be_single(everyone: threading.Barrier) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from clip4str.autoregression import Execution, Stage
+from clip4str.autoregression import Execution, Stage, unobserved
+from clip4str.charset import CLASSES, EOS
 from clip4str.config import ModelConfig
 from clip4str.decoding import Decoded, decode
 from clip4str.model import CLIP4STR
@@ -18,6 +20,8 @@ from clip4str.model import CLIP4STR
 CHECK_EVERY = 8
 """Decoding steps in one captured graph: after each, the host asks whether every word has ended."""
 
+_TOKENS_AT_ONCE = 8192  # decoder tokens that take a GPU no longer than the launches of a few steps
+_capturing = threading.Lock()  # a capture brings the whole device to rest
 _WARM_UPS = 2  # runs before a capture, in which libraries choose their kernels and compilers compile
 
 
@@ -66,12 +70,13 @@ class Graphs:
             return leaf.clone() if moves else leaf
 
         static = tree_map(at_rest, tuple(arguments))
-        for _ in range(_WARM_UPS):
-            function(*static)
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
-            outputs = function(*static)
+        with _capturing:
+            for _ in range(_WARM_UPS):
+                function(*static)
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                outputs = function(*static)
         self._owned.update(leaf.data_ptr() for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor))
         inputs = [leaf for leaf in tree_flatten(static)[0] if isinstance(leaf, Tensor)]
         return _Captured(graph, inputs, outputs)
@@ -89,25 +94,42 @@ class Lane:
         self.max_batch = max_batch
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream(device)
-            self._execution = Execution(run=Graphs(self._stream), check_every=CHECK_EVERY, size=self._size)
+            self._execution = Execution(
+                run=Graphs(self._stream),
+                check_every=CHECK_EVERY,
+                full_length=True,
+                caption_rows=lambda different, rows: _size(max(different, rows)),
+                tokens_at_once=_TOKENS_AT_ONCE,
+            )
         self._pixels, self._visual, self._cross_modal = _pinned(model.config, max_batch)
 
     @torch.inference_mode()
     def read(self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
         """As `Runtime.read`, for `max_batch` crops at most."""
-        execution = replace(self._execution, stage=stage)
         count = len(crops)
-        size = self._size(count)
+        size = _size(count)
         torch.stack(list(crops), out=self._pixels[:count])
         self._pixels[count:size] = 0
+        everything = torch.ones(size, CLASSES, dtype=torch.bool)
+        if allowed is not None:
+            everything[:count] = allowed
+        execution = replace(self._execution, stage=stage)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             pixels = self._pixels[:size].to(self._device, non_blocking=True)
             padding = torch.arange(size, device=self._device) >= count
-            if allowed is not None:
-                everything = allowed.new_ones(size - count, allowed.shape[1])
-                allowed = torch.cat([allowed, everything]).to(self._device)
-            decoded = decode(self._model, pixels, allowed, padding=padding, execution=execution)
+            decoded = decode(
+                self._model, pixels, everything.to(self._device), padding=padding, execution=execution
+            )
             return self._download(decoded, count)
+
+    def warm_up(self, batch: int) -> None:
+        """Capture the graphs of every size up to that of `batch`, by reading words that never end."""
+        endless = torch.ones(1, CLASSES, dtype=torch.bool)
+        endless[:, EOS] = False
+        size = 1
+        while size <= _size(min(batch, self.max_batch)):
+            self.read([self._pixels[0].clone()] * size, endless.expand(size, -1), unobserved)
+            size *= 2
 
     def _download(self, decoded: Decoded, count: int) -> tuple[Tensor, Tensor]:
         visual, cross_modal = self._visual[:count], self._cross_modal[:count]
@@ -116,14 +138,15 @@ class Lane:
         self._stream.synchronize()
         return visual.clone(), cross_modal.clone()
 
-    def _size(self, count: int) -> int:
-        """The batch size that `count` rows are padded to: a power of two."""
-        return 1 << (count - 1).bit_length()
+
+def _size(count: int) -> int:
+    """What `count` rows are padded to: a power of two."""
+    return 1 << (count - 1).bit_length()
 
 
 def _pinned(config: ModelConfig, max_batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Host memory that the GPU reads and writes by itself: a batch's pixels, and both branches' logits."""
     height, width = config.vision.image_size
-    pixels = torch.empty(max_batch, 3, height, width, dtype=torch.uint8, pin_memory=True)
-    logits = torch.empty(2, max_batch, config.steps, 95, pin_memory=True)
+    pixels = torch.zeros(max_batch, 3, height, width, dtype=torch.uint8, pin_memory=True)
+    logits = torch.empty(2, max_batch, config.steps, CLASSES, pin_memory=True)
     return pixels, logits[0], logits[1]

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clip4str.attention import KeyValue
@@ -104,6 +105,10 @@ def decode(
         steps = (first_eos(visual.argmax(-1)) + 1).clamp(max=limit)
         if not stop_early:
             steps = torch.full_like(steps, limit)
+        if padding is not None:
+            steps = steps.masked_fill(padding, 1)
+        if execution.full_length:
+            visual = F.pad(visual, (0, 0, 0, limit - visual.shape[1]))
     readings, context = [visual], steps
     with execution.stage("refine"):
         for _ in range(options.refine_iters):
@@ -186,7 +191,8 @@ def encode_captions(
         for part in ids.split(lengths, dim=1)
     ]
     index = {text: row for row, text in enumerate(dict.fromkeys(text for part in texts for text in part))}
-    padded = [*index, *[""] * (execution.size(len(index)) - len(index))]
+    count = execution.caption_rows(len(index), len(readings[0]))
+    padded = [*index, *[""] * (count - len(index))]
     device = readings[0].device
     tokens = tokenize(padded, model.config).to(device)
     features = execution.run(model.encode_captions, tokens)

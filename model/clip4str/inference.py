@@ -27,6 +27,8 @@ def optimize(model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> CLIP4
     """
     model.eval().requires_grad_(False)
     _fold_batch_norms(model.clip_model.visual)
+    if isinstance(model.clip_model.visual.conv1, nn.Conv2d):
+        model.clip_model.visual.conv1 = PatchEmbedding(model.clip_model.visual.conv1)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.MultiheadAttention):
@@ -51,6 +53,25 @@ def compile_encoder(model: CLIP4STR) -> bool:
         return False
     model.clip_model.visual.compile(dynamic=True)
     return True
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel's size, as the matrix product it is."""
+
+    def __init__(self, source: nn.Conv2d) -> None:
+        super().__init__()
+        self.patch = source.kernel_size
+        self.projection = nn.Linear(source.weight[0].numel(), source.out_channels, bias=False, device="meta")
+        self.projection.weight = nn.Parameter(source.weight.detach().flatten(1), requires_grad=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, width, rows, columns]."""
+        height, width = self.patch
+        rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
+        patches = pixels.unflatten(3, (columns, width)).unflatten(2, (rows, height))  # [N, 3, r, h, c, w]
+        flat = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [N, r, c, 3 * h * w]
+        embedded: Tensor = self.projection(flat)
+        return embedded.permute(0, 3, 1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -105,7 +126,8 @@ class PackedLinear(nn.Module):
     def __init__(self, source: nn.Linear) -> None:
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(source.weight.detach(), None)
-        self.bias = source.bias.detach()
+        bias: Tensor | None = source.bias  # the patch embedding has none
+        self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""

@@ -81,6 +81,10 @@ class Recognizer:
         """Threads whose calls of `read_prepared` run side by side; those of more wait."""
         return self._runtime.batches_in_flight
 
+    def warm_up(self, batch: int) -> None:
+        """Make ready to read batches of up to `batch` crops, before anyone waits for one. Not while others read."""
+        self._runtime.warm_up(batch)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """PIL image of any mode -> the model's pixels, uint8 [3, H, W]. Safe to call from several threads."""
         return prepare(image, self.info.image_size)

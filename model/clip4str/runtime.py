@@ -28,6 +28,8 @@ class _Way(Protocol):
         self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage
     ) -> tuple[Tensor, Tensor]: ...
 
+    def warm_up(self, batch: int) -> None: ...
+
 
 class Runtime:
     """Reads batches of any size with a model it takes over. Several threads may call it."""
@@ -38,16 +40,23 @@ class Runtime:
         self._model = optimize(model, device, dtype)
         ways: list[_Way]
         if device.type == "cuda":
+            _keep_precise(dtype)
             compile_encoder(self._model)
             ways = [Lane(self._model, device, _GPU_BATCH) for _ in range(_GPU_LANES)]
         else:
             ways = [Processors(self._model)]
-        self._ways: queue.SimpleQueue[_Way] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[_Way] = queue.SimpleQueue()
         for way in ways:
-            self._ways.put(way)
+            self._free.put(way)
+        self._ways = ways
         self.batches_in_flight = len(ways)
         self.max_batch = ways[0].max_batch  # of more crops, several are made
         self._threads = ThreadPoolExecutor(len(ways), thread_name_prefix="clip4str")
+
+    def warm_up(self, batch: int) -> None:
+        """Make ready to read batches of up to `batch` crops, before anyone waits. Not while others read."""
+        for way in self._ways:
+            way.warm_up(batch)
 
     def read(
         self, crops: Sequence[Tensor], allowed: Tensor | None = None, stage: Stage = unobserved
@@ -60,13 +69,22 @@ class Runtime:
         batches = [slice(start, start + self.max_batch) for start in range(0, len(crops), self.max_batch)]
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
-            way = self._ways.get()
+            way = self._free.get()
             try:
                 return way.read(crops[batch], None if allowed is None else allowed[batch], stage)
             finally:
-                self._ways.put(way)
+                self._free.put(way)
 
         if len(batches) == 1:
             return read(batches[0])
         visual, cross_modal = zip(*self._threads.map(read, batches), strict=True)
         return torch.cat(visual), torch.cat(cross_modal)
+
+
+def _keep_precise(dtype: torch.dtype) -> None:
+    """No shortcuts below the number format asked for, in this whole process: answers would depend on neighbours."""
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    if dtype is torch.float32:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False

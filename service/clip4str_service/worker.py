@@ -69,12 +69,9 @@ class ThreadWorker:
         return self._loaded.info
 
     async def start(self) -> None:
-        """Loads the model, then reads blank batches, the smallest and the largest, before any caller's."""
+        """Loads the model and makes it ready, before any caller's batch comes."""
         try:
             self._recognizer = await self._on_thread(self._load)
-            blank = Job(self.prepare(Image.new("RGB", (128, 32))), ReadOptions())
-            for size in (1, self._max_batch):
-                await self.read([blank] * size)
         except (CheckpointError, ValueError, OSError, RuntimeError) as error:
             # RuntimeError is what PyTorch raises for a device that is missing or full, with lines of advice.
             reason = str(error).partition("\n")[0] or type(error).__name__
@@ -101,7 +98,9 @@ class ThreadWorker:
 
     def _load(self) -> Recognizer:
         fit_threads(self._threads)
-        return Recognizer.load(self._name, device=self._device, precision=self._precision)
+        recognizer = Recognizer.load(self._name, device=self._device, precision=self._precision)
+        recognizer.warm_up(self._max_batch)
+        return recognizer
 
     async def _on_thread(self, function: Callable[[*Ts], R], *args: *Ts) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
