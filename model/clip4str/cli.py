@@ -167,15 +167,16 @@ def _positive(text: str) -> int:
 
 
 def _loaded(arguments: argparse.Namespace) -> "Recognizer":
-    """The model on what is best here, and a line on standard error that says what that is."""
+    """The model on what is best here; who looks on is told what that is."""
     from clip4str.hardware import fit_threads
     from clip4str.recognizer import Recognizer
 
     threads = fit_threads()
     recognizer = Recognizer.load(arguments.model, device=arguments.device, precision=arguments.precision)
-    info = recognizer.info
-    place = f"{info.device} ({threads} threads)" if info.device == "cpu" else info.device
-    print(f"{info.name} ({info.variant}) on {place} in {info.dtype}", file=sys.stderr)
+    if sys.stderr.isatty():
+        info = recognizer.info
+        place = f"{info.device} ({threads} threads)" if info.device == "cpu" else info.device
+        print(f"{info.name} ({info.variant}) on {place} in {info.dtype}", file=sys.stderr)
     return recognizer
 
 

@@ -35,7 +35,9 @@ def crops(model: CLIP4STR) -> torch.Tensor:
     return torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.003)], ids=str
+)
 @torch.inference_mode()
 def test_features(model: CLIP4STR, crops: torch.Tensor, dtype: torch.dtype, bound: float) -> None:
     """`bound` on the error of either encoder, relative to its features."""
