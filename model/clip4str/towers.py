@@ -153,6 +153,11 @@ def _bpe() -> open_clip.SimpleTokenizer:
     return tokenizer
 
 
+@lru_cache(maxsize=65536)  # words come again and again
+def _bpe_tokens(caption: str) -> tuple[int, ...]:
+    return tuple(_bpe().encode(caption))
+
+
 def tokenize(captions: list[str], config: ModelConfig) -> Tensor:
     """Captions -> the text encoder's token ids, int64 [N, context_length].
 
@@ -163,6 +168,6 @@ def tokenize(captions: list[str], config: ModelConfig) -> Tensor:
         rows = [[BOS, *character_ids(caption)[: length - 2], EOS] for caption in captions]
         pad = PAD
     else:
-        rows = [[_BPE_START, *_bpe().encode(caption)[: length - 2], _BPE_END] for caption in captions]
+        rows = [[_BPE_START, *_bpe_tokens(caption)[: length - 2], _BPE_END] for caption in captions]
         pad = _BPE_PAD
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows]).view(len(captions), length)

@@ -97,7 +97,14 @@ class Server:
         """Loads the model; ready when it returns. Raises WorkerStartError."""
         await self._engine.start()
         await self._rpc.set_serving(True)
-        log.info("ready", extra={"model": self._engine.model.name, "revision": self._engine.model.revision})
+        model = self._engine.model
+        fields = {
+            "model": model.name,
+            "revision": model.revision,
+            "device": model.device,
+            "dtype": model.dtype,
+        }
+        log.info("ready", extra=fields)
 
     async def watch(self) -> NoReturn:
         """Waits, and raises FrontEndError when REST ends before it is stopped. For a started server."""
