@@ -26,8 +26,8 @@ def tables(report: dict[str, Any]) -> str:
     )
     results = report["results"]
     speed = _table(
-        "model | weights | computes in | batch | crops/s | from images | latency, ms | of ceiling "
-        "| baseline, ms | faster",
+        "model | weights | computes in | batch | characters | agreement | crops/s | from images | latency, ms "
+        "| of ceiling | baseline, ms | faster",
         [_speed(result) for result in results],
     )
     stages = _table(
@@ -53,6 +53,8 @@ def _speed(result: dict[str, Any]) -> list[str]:
         result["weights"],
         result["dtype"],
         str(result["batch"]),
+        f"{result['mean_characters']:.1f}",
+        f"{result['agreement']:.0%}",
         f"{result['crops_per_second']:,.1f}",
         f"{result['end_to_end_crops_per_second']:,.1f}",
         f"{result['latency_ms']:,.1f}",

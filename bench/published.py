@@ -4,7 +4,7 @@ A transcription made to be compared with, never shipped in the package. It compu
 computes, the way the published code computes it: `nn.MultiheadAttention` everywhere; the whole decoder again
 at each autoregressive step, with the memory projected to keys and values again; a look at every row's end
 after each step, for which the device must be waited for; captions tokenised and encoded anew for each
-reading. There is no cache and nothing is fused, and equally nothing is slower than it need be: evaluation
+reading. There is no cache and nothing is fused beyond PyTorch's own modules, and nothing is slowed down: evaluation
 mode, inference mode, the attention that PyTorch chooses. The golden fixtures hold it to the published
 implementation's results.
 

@@ -84,7 +84,7 @@ def attend(query: Tensor, memory: KeyValue, mask: Tensor | None = None, dropout:
     PyTorch's fused kernel, but for inference on a CPU: there, for sequences as short as ours, two batched matrix
     products are faster (in bf16 2 times for an encoder's 197 tokens and 10 times for a single query).
     """
-    if torch.is_grad_enabled() or query.device.type != "cpu":
+    if torch.is_grad_enabled() or dropout > 0.0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, *memory, attn_mask=mask, dropout_p=dropout)
     batch, heads, queries, width = query.shape
     flat = [x.reshape(batch * heads, -1, width) for x in (query, *memory)]  # [N * heads, tokens, d]

@@ -132,7 +132,7 @@ def speculate(
     right, most get all. Only where such a pass costs more than a step they are read on step by step.
     Row n is decoded for its first steps[n] positions; what stands behind them is of no meaning.
     """
-    logits: Tensor = execution.run(_read_along, decoder, memory, draft, allowed)
+    logits: Tensor = execution.run(_read_along, decoder, memory, draft, allowed).clone()  # not a graph's own
     reading = logits.argmax(-1)
     right = _agreement(reading, draft)  # and the character after these: what it was read from is right
     rows = (right < steps - 1).nonzero()[:, 0]

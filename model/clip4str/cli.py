@@ -22,15 +22,19 @@ READ_BATCH = 64  # images held in memory at a time by `read`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 after one line on standard error when the input is bad."""
+    """Run one command; return 0, 2 after one line on standard error when the input is bad, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except BrokenPipeError:  # who read our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:
-        extra = "onnx" if arguments.command == "export" else "train"
+        extra = {"export": "onnx", "train": "train"}.get(arguments.command)
+        if extra is None:
+            raise
         message = f"{error}: this command needs the extra: pip install 'clip4str[{extra}]'"
     except _bad_input_errors(arguments.command) as error:  # imported only when something was raised
         message = str(error)
@@ -225,6 +229,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from clip4str.datasets import DatasetError, open_set
     from clip4str.evaluation import evaluate
 
+    _writable(arguments.json)
     sets = [open_set(path) for path in arguments.data]
     names = [dataset.name for dataset in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -243,6 +248,12 @@ def _eval(arguments: argparse.Namespace) -> None:
     if arguments.json:
         model = {"name": recognizer.info.name, "revision": recognizer.info.revision}
         arguments.json.write_text(json.dumps({"model": model, "sets": reports}, indent=2) + "\n")
+
+
+def _writable(path: Path | None) -> None:
+    """Whether a report can be written there at the end is better known at the beginning. Raises OSError."""
+    if path is not None:
+        path.open("a").close()
 
 
 def _synth(arguments: argparse.Namespace) -> None:
@@ -294,9 +305,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from clip4str.benchmark.report import Plan, line, run
+    from clip4str.benchmark.report import Plan, line, run, summary
     from clip4str.hardware import fit_threads
 
+    _writable(arguments.json)
     fit_threads(arguments.threads)
     plan = Plan(
         arguments.models, arguments.batch_sizes, arguments.device, arguments.precisions, arguments.baseline
@@ -306,5 +318,7 @@ def _bench(arguments: argparse.Namespace) -> None:
             print(line())
         if not isinstance(result, dict):
             print(line(result), flush=True)
-        elif arguments.json:
+            continue
+        print(summary(result))
+        if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=2) + "\n")

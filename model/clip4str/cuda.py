@@ -98,10 +98,10 @@ class Lane:
                 run=Graphs(self._stream),
                 check_every=CHECK_EVERY,
                 full_length=True,
-                caption_rows=lambda different, rows: _size(max(different, rows)),
+                caption_rows=lambda different, rows: rows if different <= rows else 2 * rows,
                 tokens_at_once=_TOKENS_AT_ONCE,
             )
-        self._pixels, self._visual, self._cross_modal = _pinned(model.config, max_batch)
+            self._pixels, self._visual, self._cross_modal = _pinned(model.config, max_batch)
 
     @torch.inference_mode()
     def read(self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
@@ -124,12 +124,17 @@ class Lane:
 
     def warm_up(self, batch: int) -> None:
         """Capture the graphs of every size up to that of `batch`, by reading words that never end."""
+        usual = self._execution
         endless = torch.ones(1, CLASSES, dtype=torch.bool)
         endless[:, EOS] = False
         size = 1
         while size <= _size(min(batch, self.max_batch)):
-            self.read([self._pixels[0].clone()] * size, endless.expand(size, -1), unobserved)
+            crops = [self._pixels[0].clone()] * size
+            for captions in (size, 2 * size):  # refinement changes few captions of a batch, or many
+                self._execution = replace(usual, caption_rows=lambda *_, count=captions: count)
+                self.read(crops, endless.expand(size, -1), unobserved)
             size *= 2
+        self._execution = usual
 
     def _download(self, decoded: Decoded, count: int) -> tuple[Tensor, Tensor]:
         visual, cross_modal = self._visual[:count], self._cross_modal[:count]

@@ -194,7 +194,7 @@ def encode_captions(
     count = execution.caption_rows(len(index), len(readings[0]))
     padded = [*index, *[""] * (count - len(index))]
     device = readings[0].device
-    tokens = tokenize(padded, model.config).to(device)
-    features = execution.run(model.encode_captions, tokens)
     rows = torch.tensor([[index[text] for text in part] for part in texts], device=device)
+    tokens = tokenize(padded, model.config).to(device)  # copies before launches: a copy waits for what runs
+    features = execution.run(model.encode_captions, tokens)
     return tuple(Captions(part, row, tokens, features) for part, row in zip(texts, rows, strict=True))

@@ -7,9 +7,7 @@ products want it, where PyTorch would do so at every call.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
+import logging
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,8 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from clip4str.attention import Attention, KeyValue, attend, merge_heads, split_heads
 from clip4str.model import CLIP4STR, Decoder
+
+log = logging.getLogger(__name__)
 
 
 def optimize(model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> CLIP4STR:
@@ -39,20 +39,29 @@ def optimize(model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> CLIP4
     for decoder in (model.visual_decoder, model.cross_decoder):
         decoder.norm.float()
         decoder.head.float()
-    if device.type == "cpu" and dtype is torch.bfloat16 and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         _pack(model)
     return model
 
 
-def compile_encoder(model: CLIP4STR) -> bool:
-    """Fuse the image encoder's element-wise operations on a GPU; returns whether Triton and a C compiler are here."""
-    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    if importlib.util.find_spec("triton") is None or not any(
-        name and shutil.which(name) for name in compilers
-    ):
-        return False
-    model.clip_model.visual.compile(dynamic=True)
-    return True
+def compile_encoder(model: CLIP4STR) -> None:
+    """Fuse the image encoder's element-wise operations on a GPU, where Triton can: it needs a C compiler.
+
+    Not being able to costs speed only, so it is logged and borne.
+    """
+    transformer, config = model.clip_model.visual.transformer, model.config.vision
+    weight = model.clip_model.visual.proj
+    tokens = config.grid[0] * config.grid[1] + 1
+    # Models of one process share their encoders' code, and each may compile it twice: for one crop and for more.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    transformer.compile(dynamic=True)
+    try:
+        with torch.inference_mode():
+            for batch in (1, 2):
+                transformer(weight.new_zeros(batch, tokens, config.width))
+    except Exception as error:  # noqa: BLE001 (compilers fail in many ways)
+        transformer._compiled_call_impl = None
+        log.warning("the image encoder is not compiled: %s", str(error).partition("\n")[0])
 
 
 class PatchEmbedding(nn.Module):

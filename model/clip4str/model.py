@@ -10,7 +10,7 @@ at training. N batch, S image tokens, L text tokens, D shared dimension, C conte
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import cast
 
 import torch
@@ -140,9 +140,9 @@ class CLIP4STR(nn.Module):
         return ((pixels.to(weight.device, torch.float32) / 255 - mean) / std).to(weight.dtype)
 
 
-@lru_cache(maxsize=16)
+@cache
 def _statistics(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Kept on the device: a copy from the host has no place in a captured graph. float32 [3, 1, 1] each."""
+    """Kept on the device, for good: captured graphs read them there. float32 [3, 1, 1] each."""
     return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
 
 

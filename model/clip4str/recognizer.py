@@ -21,7 +21,10 @@ from clip4str.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is loaded. `image_size` is (height, width) in pixels, `revision` "sha256:<hex>" of the model file."""
+    """What is loaded. `image_size` is (height, width) in pixels, `revision` "sha256:<hex>" of the model file.
+
+    `max_length` is that of the words it was trained on; one that never ends is cut after one character more.
+    """
 
     name: str
     revision: str
@@ -103,12 +106,18 @@ class Recognizer:
 
         More crops than make a good batch are read in several. `stage` is a context manager entered with the name of
         each part of decoding. Safe to call from several threads. Raises ValueError unless there are as many options
-        as crops.
+        as crops and each crop is as `prepare` returns it.
         """
         if len(crops) != len(options):
             raise ValueError(f"{len(crops)} crops, but {len(options)} options: each crop needs its own")
         if not crops:
             return []
+        shape = (3, *self.info.image_size)
+        for number, crop in enumerate(crops):
+            if crop.dtype is not torch.uint8 or crop.shape != shape:
+                raise ValueError(
+                    f"crop {number} is {crop.dtype} {tuple(crop.shape)}, not uint8 {shape}: use what prepare returns"
+                )
         top_k = [wanted.top_k for wanted in options]
         visual, cross_modal = (
             branch_readings(logits, top_k) for logits in self._runtime.read(crops, _allowed(options), stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ class Runtime:
     """Reads batches of any size with a model it takes over. Several threads may call it."""
 
     def __init__(self, model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> None:
+        self._process = os.getpid()  # threads do not survive a fork, and reading would wait for them for ever
         self.device = device
         self.dtype = dtype
         self._model = optimize(model, device, dtype)
@@ -66,6 +68,8 @@ class Runtime:
         `crops` uint8 [3, H, W] each, one or more; `allowed` bool [N, 95] as `decode` takes it; `stage` is entered
         with the name of each part of decoding, on a GPU as it is launched, not as it runs.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError("this process was forked after the model was loaded: load it in each process")
         batches = [slice(start, start + self.max_batch) for start in range(0, len(crops), self.max_batch)]
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:

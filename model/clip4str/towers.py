@@ -21,6 +21,7 @@ from clip4str.config import ModelConfig, TextConfig, VisionConfig
 
 # Words of a batch are of like length, so their statistics differ between batches: average over a hundred.
 _STATISTICS_MOMENTUM = 0.01
+_BPE_WORDS = 65536
 _BPE_START, _BPE_END, _BPE_PAD = 49406, 49407, 0
 _BPE_SPECIAL = {"<|startoftext|>": _BPE_START, "<|endoftext|>": _BPE_END}
 
@@ -101,8 +102,14 @@ def build_clip(vision: VisionConfig, text: TextConfig, embed_dim: int) -> CLIP:
 
 def encode_image(clip: CLIP, pixels: Tensor) -> Tensor:
     """Normalised pixels [N, 3, H, W] -> image features [N, S, D]: the class token, then the patches by row."""
-    pooled, tokens = clip.visual(pixels)  # [N, D] projected, [N, S-1, vision width] after ln_post
-    return torch.cat([pooled.unsqueeze(1), tokens @ clip.visual.proj], dim=1)
+    visual = clip.visual
+    patches = visual.conv1(pixels).flatten(2).transpose(1, 2)  # [N, S - 1, vision width]
+    class_token = visual.class_embedding.to(patches.dtype).expand(len(pixels), 1, -1)
+    x = torch.cat([class_token, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
+    x = visual.ln_post(visual.transformer(visual.ln_pre(x)))
+    # One product for all tokens: one of the class tokens alone has as many rows as the batch, and rounds by that.
+    features: Tensor = x @ visual.proj
+    return features
 
 
 def encode_image_with_inputs(
@@ -153,9 +160,12 @@ def _bpe() -> open_clip.SimpleTokenizer:
     return tokenizer
 
 
-@lru_cache(maxsize=65536)  # words come again and again
+@lru_cache(maxsize=_BPE_WORDS)  # words come again and again
 def _bpe_tokens(caption: str) -> tuple[int, ...]:
-    return tuple(_bpe().encode(caption))
+    tokenizer = _bpe()
+    if len(tokenizer.cache) > _BPE_WORDS:  # open_clip's own, which would keep every word it ever sees
+        _bpe.cache_clear()
+    return tuple(tokenizer.encode(caption))
 
 
 def tokenize(captions: list[str], config: ModelConfig) -> Tensor:

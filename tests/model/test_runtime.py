@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
+import warnings
 
 import pytest
 import torch
 from torch import Tensor
 
 from clip4str import ModelInfo, ReadOptions, Recognizer
+from clip4str.benchmark.workload import made_up
 from clip4str.charset import CHARACTERS, allowed_classes
+from clip4str.config import VARIANTS
 from clip4str.decoding import decode
 from clip4str.model import CLIP4STR
 from clip4str.runtime import Runtime
@@ -68,4 +72,44 @@ def test_each_crop_needs_options(runtime: Runtime, crops: Tensor) -> None:
     recognizer = Recognizer(runtime, ModelInfo("none", "", "tiny", "", "cpu", CHARACTERS, 25, (56, 56), 0))
     with pytest.raises(ValueError, match="2 crops, but 1 options"):
         recognizer.read_prepared(list(crops[:2]), [ReadOptions()])
+    for wrong in (crops[0].float(), crops[0, :1], crops[0, :, 1:]):
+        with pytest.raises(ValueError, match=r"crop 1 is .*, not uint8 \(3, 56, 56\)"):
+            recognizer.read_prepared([crops[0], wrong], [ReadOptions()] * 2)
     assert recognizer.read_prepared([], []) == []
+
+
+def test_large_models_agree_too() -> None:
+    """A width at which few crops take another way through the processors than many."""
+    config = VARIANTS["base32"]
+    model = CLIP4STR(config)
+    model.load_state_dict(made_up(config))
+    runtime = Runtime(model, torch.device("cpu"), torch.bfloat16)
+    coarse = torch.randint(256, (9, 3, 8, 8), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    many = list(torch.nn.functional.interpolate(coarse, config.vision.image_size))
+    together = runtime.read(many)
+    for row, crop in enumerate(many):
+        for alone, expected in zip(runtime.read([crop]), together, strict=True):
+            assert torch.equal(alone[0].argmax(-1), expected[row].argmax(-1))
+            torch.testing.assert_close(alone[0].softmax(-1), expected[row].softmax(-1), atol=1e-3, rtol=0)
+
+
+def test_a_forked_process_is_told_to_load_its_own(runtime: Runtime, crops: Tensor) -> None:
+    """The threads that read stay behind in the parent."""
+    if runtime.device.type != "cpu":
+        pytest.skip("forking after CUDA has started is refused by CUDA")
+    received, sent = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of forking beside threads: the point of this test
+        child = os.fork()
+    if child == 0:
+        try:
+            runtime.read(list(crops[:2]))
+        except RuntimeError as error:
+            os.write(sent, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(sent)
+    assert "forked after the model was loaded" in os.read(received, 1000).decode()
+    os.close(received)

@@ -55,7 +55,7 @@ class Result:
     crops_per_second: float  # the same with as many batches in flight as the runtime serves
     end_to_end_crops_per_second: float  # images in, readings out, one batch at a time
     stages_ms: dict[str, float]
-    decode_share: float  # of the time from prepared crops to logits: all that is not the image encoder
+    decode_share: float  # of the time from prepared crops to readings: all that comes after the image encoder
     gflops_per_crop: float
     utilisation: float  # of the ceiling's FLOP/s
     baseline: BaselineResult | None
@@ -73,7 +73,10 @@ def load_baseline(file: Path, work: Workload, device: torch.device, dtype: torch
     """The network of `file`, which must define `PublishedCLIP4STR.from_state_dict(state, config)` and `read`."""
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
-    names = runpy.run_path(str(file), run_name="baseline")
+    try:
+        names = runpy.run_path(str(file), run_name="baseline")
+    except Exception as error:
+        raise CheckpointError(f"{file}: {type(error).__name__}: {error}") from error
     if not {"PublishedCLIP4STR", "read"} <= names.keys():
         raise CheckpointError(
             f"{file}: a baseline defines PublishedCLIP4STR and read, as bench/published.py does"
@@ -119,7 +122,7 @@ def measure(
 
     speed = _throughput(recognizer, crops, device)
     stages = _stages(recognizer, images, device)
-    model_time = sum(stages[stage] for stage in STAGES[1:-1])
+    whole_read = sum(stages[stage] for stage in STAGES[1:])
     steps, captions = _work_of(readings)
     flops = flops_per_crop(work.checkpoint.config, steps, captions)
     whole = statistics.median(timed(lambda: recognizer.read(images), device) for _ in _rounds())
@@ -135,7 +138,7 @@ def measure(
         crops_per_second=speed,
         end_to_end_crops_per_second=batch / whole,
         stages_ms={stage: 1e3 * seconds for stage, seconds in stages.items()},
-        decode_share=1 - stages["encode"] / model_time,
+        decode_share=1 - stages["encode"] / whole_read,
         gflops_per_crop=flops / 1e9,
         utilisation=speed * flops / ceiling.flops,
         baseline=compared,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from clip4str.benchmark.machine import Ceiling, ceiling, this_machine
-from clip4str.benchmark.measure import Result, load_baseline, measure
+from clip4str.benchmark.measure import STAGES, Result, load_baseline, measure
 from clip4str.benchmark.workload import WORD_LENGTH, workload
 from clip4str.hardware import resolve_device, resolve_precision
 from clip4str.recognizer import Recognizer
@@ -63,7 +63,9 @@ def run(plan: Plan) -> Iterator[Result | dict[str, Any]]:
         for precision in plan.precisions:
             recognizer = Recognizer.from_checkpoint(work.checkpoint, device=str(device), precision=precision)
             dtype = getattr(torch, recognizer.info.dtype)
-            ceilings[recognizer.info.dtype] = limit = ceiling(device, dtype)
+            if recognizer.info.dtype not in ceilings:
+                ceilings[recognizer.info.dtype] = ceiling(device, dtype)
+            limit = ceilings[recognizer.info.dtype]
             baseline = None
             if plan.baseline is not None:
                 # The published code computes in fp32; on a GPU both sides get the same format, as its users do.
@@ -95,17 +97,30 @@ def cold_start() -> dict[str, float]:
 
 def line(result: Result | None = None) -> str:
     """One result as a line on a terminal; without one, what its columns are called."""
-    titles = ("crops/s", "from images", "latency ms", "decoding", "of ceiling", "x baseline")
+    titles = ("crops/s", "from images", "latency ms", *STAGES[:-1], "decoding", "of ceiling", "x baseline")
     if result is None:
-        return f"{'model':<16}{'dtype':<10}{'batch':>5}" + "".join(f"{title:>13}" for title in titles)
+        return f"{'model':<16}{'dtype':<10}{'batch':>5}" + "".join(f"{title:>12}" for title in titles)
     figures = (
         f"{result.crops_per_second:.1f}",
         f"{result.end_to_end_crops_per_second:.1f}",
         f"{result.latency_ms:.1f}",
+        *(f"{result.stages_ms[stage]:.1f}" for stage in STAGES[:-1]),
         f"{result.decode_share:.1%}",
         f"{result.utilisation:.0%}",
         "" if result.baseline is None else f"{result.baseline.speedup:.2f}",
     )
     return f"{result.model:<16}{result.dtype:<10}{result.batch:>5}" + "".join(
-        f"{each:>13}" for each in figures
+        f"{each:>12}" for each in figures
     )
+
+
+def summary(report: dict[str, Any]) -> str:
+    """What holds for all lines: the machine, its ceilings, and how a new process starts on it."""
+    limits = [
+        f"{limit['dtype']} ceiling {limit['flops'] / 1e9:,.0f} GFLOP/s, {limit['bandwidth'] / 1e9:,.0f} GB/s"
+        for limit in report["ceilings"]
+    ]
+    cold, machine = report["cold_start"], report["machine"]
+    seconds = sum(value for name, value in cold.items() if name.endswith("_s"))
+    start = f"first answer of a new process after {seconds:.1f} s, {cold['peak_rss_bytes'] / 1e6:,.0f} MB"
+    return "; ".join([f"{machine['device']}, {machine['threads']} threads", *limits, start])

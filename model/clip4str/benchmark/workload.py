@@ -21,7 +21,7 @@ from clip4str.model import CLIP4STR, init_decoder
 WORD_LENGTH = 6
 """Characters of a made-up word; the mean of the drawn ones is near it too."""
 
-_TEXT = """a in The road Coffee 1984 STATION garden, Invoice total: $12.50 OPEN street Mountain exit Restaurant
+_TEXT = """Coffee street 24h garden, OPEN The road STATION 1984 in a Invoice total: $12.50 Mountain exit Restaurant
 No. bread 24h MUSEUM river window University 7.30pm fresh Hotel market parking by Internationally"""
 
 
@@ -65,6 +65,7 @@ def made_up(config: ModelConfig, length: int = WORD_LENGTH) -> dict[str, torch.T
     layer.cross_attn.in_proj_weight.mul_(4)
     layer.cross_attn.out_proj.weight.mul_(4)
     layer.self_attn.out_proj.weight.mul_(0.1)
+    model.clip_model.text_projection.mul_(0.01)  # so that the caption changes little
     # The first dimension is kept free to say where the word ends.
     for linear in (layer.cross_attn.out_proj, layer.self_attn.out_proj, layer.linear2):
         linear.weight[0] = 0

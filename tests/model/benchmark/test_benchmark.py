@@ -26,7 +26,11 @@ def test_made_up_weights_read_words_of_one_length() -> None:
     pixels = torch.nn.functional.interpolate(crops, config.vision.image_size)
     decoded = decode(model.eval(), pixels)
     assert decoded.steps.tolist() == [WORD_LENGTH + 1] * 4
-    assert len({tuple(row) for row in decoded.visual.refined.argmax(-1).tolist()}) == 4
+    visual, cross_modal = (
+        branch.refined.argmax(-1).tolist() for branch in (decoded.visual, decoded.cross_modal)
+    )
+    assert len({tuple(row) for row in visual}) == 4
+    assert visual == cross_modal
 
 
 def test_flops_are_those_of_the_layers() -> None:
