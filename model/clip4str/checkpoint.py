@@ -73,7 +73,13 @@ def resolve(model: str) -> Path:
     if entry := registry.find(model):
         fetched = registry.cache_folder() / entry.location.filename
         if not fetched.is_file():
-            raise CheckpointError(f"{model} is not here yet: run `clip4str fetch {entry.name}`")
+            here = Path(model)
+            hint = (
+                f"; for the {'folder' if here.is_dir() else 'file'} here say ./{model}"
+                if here.exists()
+                else ""
+            )
+            raise CheckpointError(f"{model} is not here yet: run `clip4str fetch {entry.name}`{hint}")
         return fetched
     path = Path(model)
     if path.is_dir():
@@ -216,7 +222,7 @@ def infer_config(
     named = (
         c for c in VARIANTS.values() if (c.vision, c.text.width, c.text.layers, c.embed_dim) == dimensions
     )
-    return ModelConfig(
+    config = ModelConfig(
         variant=next((c.variant for c in named), "custom"),
         vision=vision,
         text=text,
@@ -227,6 +233,8 @@ def infer_config(
         std=HALF,
         freeze_text_layers=_whole(hyper, "text_freeze_nlayer", -1, 99),
     )
+    metadata.check_ranges(config)
+    return config
 
 
 def load_clip_weights(model: CLIP4STR, path: Path) -> None:

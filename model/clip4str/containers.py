@@ -77,8 +77,8 @@ def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 def read_pickle(path: Path) -> Any:
     """What torch.save wrote: tensors in dictionaries, lists and plain values. Raises CheckpointError."""
     _refuse_other_kinds(path)
-    is_zip = zipfile.is_zipfile(path)
     with explained(path, "not a readable checkpoint"):
+        is_zip = zipfile.is_zipfile(path)
         unknown: list[str] = []
         if is_zip:
             _check_archive(path)
@@ -98,11 +98,12 @@ def read_pickle(path: Path) -> Any:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a zip archive holds code beside its tensors, as OpenAI's CLIP files do."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    """Whether a zip archive holds code beside its tensors, as OpenAI's CLIP files do. Raises CheckpointError."""
+    with explained(path, "not a readable zip archive"):
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> State:

@@ -36,6 +36,7 @@ _TIMEOUT_S = 30.0  # without a byte from the server
 _ATTEMPTS = 5  # in a row that bring nothing new
 _PAUSE_S = 1.0  # before the first retry; doubled for each further one
 _CHUNK = 1 << 20  # bytes
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]+"')
 
 
 class FetchError(Exception):
@@ -214,10 +215,11 @@ def _download(client: httpx2.Client, entry: Published, url: str, part: Path) -> 
 def _transfer(client: httpx2.Client, entry: Published, url: str, part: Path) -> None:
     """One request: the rest of the file if it is still the version that `part` began, else all of it."""
     version = _version_file(part)
-    offset = part.stat().st_size if part.is_file() and version.is_file() else 0
+    begun = _noted_version(version)
+    offset = part.stat().st_size if begun and part.is_file() else 0
     headers = {"Accept-Encoding": "identity"}  # bytes as they lie on the server, so that they can be counted
-    if offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": version.read_text(encoding="ascii")}
+    if begun and offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": begun}
     with client.stream("GET", url, headers=headers) as response:
         if _is_complete(response, offset):
             return
@@ -281,10 +283,19 @@ def _version_file(part: Path) -> Path:
 def _note_version(response: httpx2.Response, version: Path) -> None:
     """Only a strong ETag tells that bytes fetched later belong to the same file."""
     etag = response.headers.get("ETag", "")
-    if re.fullmatch(r'"[\x21\x23-\x7e]+"', etag):
+    if _STRONG_ETAG.fullmatch(etag):
         version.write_text(etag, encoding="ascii")
     else:
         version.unlink(missing_ok=True)
+
+
+def _noted_version(version: Path) -> str | None:
+    """The ETag noted there; None where there is no such file, or a damaged one."""
+    try:
+        etag = version.read_text(encoding="ascii")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return etag if _STRONG_ETAG.fullmatch(etag) else None
 
 
 def _reason(error: Exception) -> str:

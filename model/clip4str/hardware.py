@@ -84,13 +84,17 @@ def _affinity() -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Processors' worth of time that a control group grants (version 2, then 1); None for all of it."""
+    """Processors' worth of time that a control group grants (version 2, then 1); None for all of it, or odd text."""
     try:
         granted, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            granted = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
+            granted = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        except (OSError, ValueError):
             return None
-    return None if granted in ("max", "-1") else int(granted) / int(period)
+    try:
+        quota = int(granted) / int(period)
+    except (ValueError, ArithmeticError):  # "max" is all of it
+        return None
+    return quota if quota > 0 else None  # -1 is all of it

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import torch
 from torch import Tensor
 
-from clip4str.charset import CHARACTERS
+from clip4str.charset import CHARACTERS, TOKENS
 from clip4str.config import ModelConfig
 from clip4str.containers import CheckpointError, State, explained
 
@@ -28,6 +28,12 @@ _CONFIG, _CHARSET = "clip4str", "clip4str_charset"
 _WEIGHTS, _SOURCE = "clip4str_weights_sha256", "clip4str_source_sha256"
 _MAX_PIXELS = 4 << 20  # of the input image
 _MAX_TEXT = 1000  # characters
+_MAX_MEAN, _MIN_STD, _MAX_STD = (
+    10.0,
+    1e-3,
+    10.0,
+)  # of pixels in [0, 1]: beyond, float16 overflows or sees no image
+_TOKENS = {"bpe": 49408, "character": TOKENS}  # ids that a tokenizer writes
 
 
 class Sizes(NamedTuple):
@@ -112,7 +118,7 @@ def parse(metadata: Mapping[str, str], state: State, path: Path) -> ModelConfig:
         config = ModelConfig.from_dict(json.loads(metadata[_CONFIG]))
         for part in (config, config.vision, config.text):
             _check_types(part)
-        _check_ranges(config)
+        check_ranges(config)
     with explained(path, "not CLIP4STR weights"):
         measured = measure(state)
     # before anything is built: a configuration may ask for a billion layers
@@ -167,8 +173,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return type(value) is hint
 
 
-def _check_ranges(config: ModelConfig) -> None:
-    """What the shapes of the weights cannot tell, but reading would stumble over."""
+def check_ranges(config: ModelConfig) -> None:
+    """What the shapes of the weights cannot tell, but reading would stumble over. Raises ValueError."""
     vision, text = config.vision, config.text
     heads = (
         (vision.width, vision.heads),
@@ -181,9 +187,19 @@ def _check_ranges(config: ModelConfig) -> None:
         raise ValueError("a size is below 1")
     if math.prod(vision.image_size) > _MAX_PIXELS:
         raise ValueError(f"image_size {vision.image_size} is more than {_MAX_PIXELS} pixels")
+    if any(side % patch for side, patch in zip(vision.image_size, vision.patch_size, strict=True)):
+        raise ValueError(
+            f"image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}"
+        )
+    if text.vocabulary < _TOKENS[text.tokenizer]:
+        raise ValueError(
+            f"vocabulary {text.vocabulary} is below the {_TOKENS[text.tokenizer]} tokens of {text.tokenizer!r}"
+        )
     if not 2 <= text.context_length <= text.positions:
         raise ValueError(f"context_length {text.context_length} is not between 2 and {text.positions}")
     if max(len(config.variant), len(config.caption_charset)) > _MAX_TEXT:
         raise ValueError(f"variant or caption_charset has more than {_MAX_TEXT} characters")
-    if min(config.std) <= 0:
-        raise ValueError(f"std is {config.std}")
+    if max(map(abs, config.mean)) > _MAX_MEAN:
+        raise ValueError(f"mean is {config.mean}, not from {-_MAX_MEAN} to {_MAX_MEAN}")
+    if min(config.std) < _MIN_STD or max(config.std) > _MAX_STD:
+        raise ValueError(f"std is {config.std}, not from {_MIN_STD} to {_MAX_STD}")

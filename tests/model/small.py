@@ -10,7 +10,7 @@ from clip4str.model import CLIP4STR
 SMALL = ModelConfig(
     variant="custom",
     vision=VisionConfig((64, 64), (16, 16), 64, 2, 1),
-    text=TextConfig("bpe", 512, 77, 16, 64, 2, 1),
+    text=TextConfig("bpe", 49408, 77, 16, 64, 2, 1),
     embed_dim=64,
     freeze_text_layers=6,
 )

@@ -225,8 +225,22 @@ class TestNames:
     )
     @pytest.mark.usefixtures("cache")
     def test_not_fetched(self, name: str, wanted: str) -> None:
-        with pytest.raises(CheckpointError, match=f"{name} is not here yet: run `clip4str fetch {wanted}`"):
+        with pytest.raises(CheckpointError, match=f"{name} is not here yet: run `clip4str fetch {wanted}`$"):
             load(name)
+
+    @pytest.mark.usefixtures("cache")
+    def test_not_fetched_but_something_of_that_name_is_here(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: CLIP4STR
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("base16").mkdir()
+        torch.save(model.state_dict(), "base16/weights.pt")
+        Path("large14").write_bytes(b"")
+        with pytest.raises(CheckpointError, match=r"fetch base16-rbu`; for the folder here say \./base16$"):
+            load("base16")
+        assert load("./base16").name == "weights"  # the hint holds
+        with pytest.raises(CheckpointError, match=r"fetch large14-rbu`; for the file here say \./large14$"):
+            load("large14")
 
     @pytest.mark.parametrize("name", ["large14", "large14-rbu"])
     def test_fetched(self, name: str, cache: Path, model: CLIP4STR) -> None:
@@ -289,7 +303,7 @@ def clip() -> open_clip.CLIP:
     return open_clip.CLIP(
         embed_dim=64,
         vision_cfg={"layers": 2, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 64},
-        text_cfg={"context_length": 77, "vocab_size": 512, "width": 64, "heads": 1, "layers": 2},
+        text_cfg={"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
         quick_gelu=True,
     )
 

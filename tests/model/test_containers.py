@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clip4str.checkpoint import CheckpointError, build, load
+from clip4str.checkpoint import CheckpointError, build, load, load_clip_weights
 from clip4str.containers import read_torchscript
 from tests.model.small import small_model
 
@@ -89,6 +89,15 @@ def test_truncated(kept: float, suffix: str, weights: State, tmp_path: Path) -> 
         save_file(weights, path)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     assert "not a readable" in said_of(path)
+
+
+def test_a_damaged_list_of_entries(weights: State, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(weights, path)
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x00"))  # each entry's mark
+    assert "not a readable zip archive" in said_of(path)
+    with pytest.raises(CheckpointError, match=r"not a readable zip archive \(Bad magic number"):
+        load_clip_weights(small_model(), path)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +238,8 @@ def changed(weights: State, kind: str) -> State:
             spoilt = weights[projection].clone()
             spoilt[3, 5] = float("nan")
             return {**weights, projection: spoilt}
+        case "few tokens":
+            return {**weights, "clip_model.token_embedding.weight": torch.zeros(512, 64)}
         case "not a CLIP4STR":
             return {key: value for key, value in weights.items() if "ln_final" not in key}
         case _:
@@ -243,6 +254,7 @@ def changed(weights: State, kind: str) -> State:
         ("shape", "of another shape: clip_model.visual.ln_post.bias"),
         ("kind of number", "of another kind of number: clip_model.text_projection"),
         ("not finite", "clip_model.text_projection holds numbers that are not finite"),
+        ("few tokens", "vocabulary 512 is below the 49408 tokens of 'bpe'"),
         ("not a CLIP4STR", r"not a CLIP4STR checkpoint \(it lacks 'clip_model.ln_final.weight'\)"),
         ("scalar", r"clip_model.ln_final.weight has shape \(\), not 1 dimensions"),
     ],

@@ -86,6 +86,14 @@ def test_without_a_strong_etag_nothing_is_continued(etag: str, site: Site, tmp_p
     assert [headers["Range"] for headers in site.requests] == [None, None]
 
 
+@pytest.mark.parametrize("noted", [b"", b"\xff\xfe", b'"first', b'"first"\r\nX: y'])
+def test_a_damaged_note_of_the_version_is_none(noted: bytes, site: Site, tmp_path: Path) -> None:
+    begin(site, tmp_path)
+    (tmp_path / "model.ckpt.part.etag").write_bytes(noted)
+    assert_whole(fetch_web(site, tmp_path), tmp_path)
+    assert [headers["Range"] for headers in site.requests] == [None]
+
+
 def test_a_download_that_only_lacked_its_name_is_not_repeated(site: Site, tmp_path: Path) -> None:
     begin(site, tmp_path)
     (tmp_path / "model.ckpt.part").write_bytes(CONTENT)

@@ -52,6 +52,12 @@ def test_unknown_precision() -> None:
         ({"cpu/cpu.cfs_quota_us": "60000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ({}, None),
+        ({"cpu.max": "50000 0\n"}, None),
+        ({"cpu.max": "many 100000\n"}, None),
+        ({"cpu.max": "50000 often\n"}, None),
+        ({"cpu.max": "\ufffd"}, None),
+        ({"cpu/cpu.cfs_quota_us": "60000\n", "cpu/cpu.cfs_period_us": "0\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
     ],
 )
 def test_processors_of_a_container(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
