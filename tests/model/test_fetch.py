@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -229,11 +230,19 @@ def test_stopped_by_the_user(
     site.length = len(CONTENT) + 1  # then the server falls silent
     main_thread = threading.main_thread().ident
     assert main_thread is not None
-    timer = threading.Timer(0.5, signal.pthread_kill, (main_thread, signal.SIGINT))
-    timer.start()
+    part = tmp_path / "model.ckpt.part"
+
+    def interrupt(user: int) -> None:
+        while not part.is_file() or part.stat().st_size < 300_000:
+            time.sleep(0.01)
+        time.sleep(0.2)  # by now the program waits for more
+        signal.pthread_kill(user, signal.SIGINT)
+
+    user = threading.Thread(target=interrupt, args=(main_thread,))
+    user.start()
     assert main(["fetch", "base16-real", "--dir", str(tmp_path)]) == 2
-    timer.join()
+    user.join()
     assert capsys.readouterr().err == (
         "clip4str fetch: stopped; the same command continues where it broke off\n"
     )
-    assert (tmp_path / "model.ckpt.part").read_bytes() == CONTENT[:300_000]  # whole chunks
+    assert part.read_bytes() == CONTENT[:300_000]  # whole chunks
