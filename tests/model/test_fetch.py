@@ -240,7 +240,13 @@ def test_stopped_by_the_user(
 
     user = threading.Thread(target=interrupt, args=(main_thread,))
     user.start()
-    assert main(["fetch", "base16-real", "--dir", str(tmp_path)]) == 2
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell started us with &
+    try:
+        assert main(["fetch", "base16-real", "--dir", str(tmp_path)]) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
     user.join()
     assert capsys.readouterr().err == (
         "clip4str fetch: stopped; the same command continues where it broke off\n"
