@@ -141,9 +141,10 @@ def speculate(
             return _resume(decoder, memory, logits, rows, int(right[rows].min()) + 1, allowed)
         some = None if allowed is None else allowed[rows]
         again = _read_along(decoder, memory.select(rows), reading[rows], some)
-        right = right.index_copy(0, rows, _agreement(again.argmax(-1), reading[rows]))
+        read_again = again.argmax(-1)
+        right = right.index_copy(0, rows, _agreement(read_again, reading[rows]))
         logits = logits.index_copy(0, rows, again)
-        reading = reading.index_copy(0, rows, again.argmax(-1))
+        reading = reading.index_copy(0, rows, read_again)
         rows = rows[right[rows] < steps[rows] - 1]
     return logits
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clip4str.reading import BranchReading, Reading
     from clip4str.recognizer import Recognizer
 
+DTYPES = ("fp32", "bf16", "fp16")
 READ_BATCH = 64  # images held in memory at a time by `read`
 
 
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     read = commands.add_parser("read", help="read the word in each image")
     read.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     _add_model(read)
+    _add_hardware(read)
     read.add_argument("--json", action="store_true", help="print one JSON object per image")
     read.add_argument("--top-k", type=int, choices=range(6), default=0, help="alternatives per character")
     read.add_argument("--charset", help="full, alphanumeric, digits, lowercase, uppercase, or the characters")
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="measure accuracy on labelled words")
     _add_model(evaluate)
+    _add_hardware(evaluate)
     evaluate.add_argument(
         "--data", nargs="+", type=Path, required=True, metavar="DIR", help="folders with labels.tsv, or LMDBs"
     )
@@ -109,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("target", type=Path, metavar="OUT.safetensors")
     convert.add_argument(
         "--dtype",
-        choices=("fp32", "fp16", "bf16"),
+        choices=DTYPES,
         default="fp32",
         help="of the weights (default: %(default)s)",
     )
@@ -118,11 +121,10 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a model as graphs for other runtimes")
     export.add_argument("target", type=Path, metavar="OUT", help="a folder that does not exist yet")
-    export.add_argument(
-        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
-    )
+    _add_model(export)
     export.add_argument("--format", choices=("onnx",), default="onnx", help="(default: %(default)s)")
     export.set_defaults(run=_export)
+
     bench = commands.add_parser("bench", help="measure speed on this machine")
     bench.add_argument(
         "--models",
@@ -155,10 +157,13 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
     )
+
+
+def _add_hardware(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: the best there is)")
     command.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        choices=("auto", *DTYPES),
         default="auto",
         help="number format to compute in (default: the fastest that the device has)",
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from clip4str.autoregression import Execution, Stage, unobserved
+from clip4str.autoregression import Execution, Stage
 from clip4str.charset import CLASSES, EOS
 from clip4str.config import ModelConfig
 from clip4str.decoding import Decoded, decode
@@ -103,9 +103,14 @@ class Lane:
             )
             self._pixels, self._visual, self._cross_modal = _pinned(model.config, max_batch)
 
-    @torch.inference_mode()
     def read(self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
         """As `Runtime.read`, for `max_batch` crops at most."""
+        return self._read(crops, allowed, replace(self._execution, stage=stage))
+
+    @torch.inference_mode()
+    def _read(
+        self, crops: Sequence[Tensor], allowed: Tensor | None, execution: Execution
+    ) -> tuple[Tensor, Tensor]:
         count = len(crops)
         size = _size(count)
         torch.stack(list(crops), out=self._pixels[:count])
@@ -113,7 +118,6 @@ class Lane:
         everything = torch.ones(size, CLASSES, dtype=torch.bool)
         if allowed is not None:
             everything[:count] = allowed
-        execution = replace(self._execution, stage=stage)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             pixels = self._pixels[:size].to(self._device, non_blocking=True)
             padding = torch.arange(size, device=self._device) >= count
@@ -124,17 +128,15 @@ class Lane:
 
     def warm_up(self, batch: int) -> None:
         """Capture the graphs of every size up to that of `batch`, by reading words that never end."""
-        usual = self._execution
         endless = torch.ones(1, CLASSES, dtype=torch.bool)
         endless[:, EOS] = False
         size = 1
         while size <= _size(min(batch, self.max_batch)):
             crops = [self._pixels[0].clone()] * size
             for captions in (size, 2 * size):  # refinement changes few captions of a batch, or many
-                self._execution = replace(usual, caption_rows=lambda *_, count=captions: count)
-                self.read(crops, endless.expand(size, -1), unobserved)
+                execution = replace(self._execution, caption_rows=lambda *_, count=captions: count)
+                self._read(crops, endless.expand(size, -1), execution)
             size *= 2
-        self._execution = usual
 
     def _download(self, decoded: Decoded, count: int) -> tuple[Tensor, Tensor]:
         visual, cross_modal = self._visual[:count], self._cross_modal[:count]

@@ -170,14 +170,20 @@ def refine(
     ids = torch.cat([read.new_full((len(read), 1), BOS), read], dim=1)  # [N, C], C = T
     visible = torch.minimum(first_eos(read), steps - 1)  # [N]: characters of the context
     column = torch.arange(ids.shape[1], device=ids.device)
+    return constrain(predict_again(decoder, memory, ids, column <= visible[:, None], limit), allowed)
+
+
+def predict_again(decoder: Decoder, memory: KeyValue, ids: Tensor, visible: Tensor, limit: int) -> Tensor:
+    """Logits [N, limit, 95] of every position, each from all context ids [N, C] that are visible but its own.
+
+    Context column k + 1 holds the character of position k; `visible`, bool [N, C], is true of BOS and what was read.
+    """
+    column = torch.arange(ids.shape[1], device=ids.device)
     position = torch.arange(limit, device=ids.device)
-    not_itself = (
-        column != position[:, None] + 1
-    )  # [Q, C]: query i predicts the character at context column i + 1
-    within = column <= visible[:, None]  # [N, C]
-    mask = (within[:, None, :] & not_itself).unsqueeze(1)  # [N, 1, Q, C]
-    content = decoder.project_content(ids)
-    return constrain(decoder(content, memory, slice(0, limit), mask), allowed)
+    others = column != position[:, None] + 1  # [Q, C]
+    mask = (visible[:, None, :] & others).unsqueeze(1)  # [N, 1, Q, C]
+    logits: Tensor = decoder(decoder.project_content(ids), memory, slice(0, limit), mask)
+    return logits
 
 
 def encode_captions(

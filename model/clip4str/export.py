@@ -22,6 +22,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from clip4str.attention import KeyValue
 from clip4str.charset import BOS, CHARACTERS, EOS, PAD
 from clip4str.checkpoint import Checkpoint, CheckpointError, build, load
+from clip4str.decoding import predict_again
 from clip4str.model import CLIP4STR, Decoder
 
 OPSET = 20  # understood by onnxruntime since 1.17
@@ -169,8 +170,4 @@ def _read(decoder: Decoder, memory: KeyValue, limit: Tensor) -> Tensor:
 def _refine(decoder: Decoder, memory: KeyValue, reading: Tensor) -> Tensor:
     """Predict every position again from all other characters of `reading`, ids as `_read` gives them."""
     ids = torch.cat([torch.full_like(reading[:, :1], BOS), reading[:, :-1]], dim=1)
-    columns = torch.arange(ids.shape[1])
-    others = columns != columns[:, None] + 1  # [Q, C]: query i predicts the character at context column i + 1
-    mask = (ids != EOS)[:, None, None, :] & others
-    logits: Tensor = decoder(decoder.project_content(ids), memory, mask=mask)
-    return logits
+    return predict_again(decoder, memory, ids, ids != EOS, reading.shape[1])

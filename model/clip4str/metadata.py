@@ -28,11 +28,8 @@ _CONFIG, _CHARSET = "clip4str", "clip4str_charset"
 _WEIGHTS, _SOURCE = "clip4str_weights_sha256", "clip4str_source_sha256"
 _MAX_PIXELS = 4 << 20  # of the input image
 _MAX_TEXT = 1000  # characters
-_MAX_MEAN, _MIN_STD, _MAX_STD = (
-    10.0,
-    1e-3,
-    10.0,
-)  # of pixels in [0, 1]: beyond, float16 overflows or sees no image
+# Of pixels in [0, 1]: beyond, float16 overflows or sees no image.
+_MAX_MEAN, _MIN_STD, _MAX_STD = 10.0, 1e-3, 10.0
 _TOKENS = {"bpe": 49408, "character": TOKENS}  # ids that a tokenizer writes
 
 

@@ -37,8 +37,6 @@ class Runtime:
 
     def __init__(self, model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> None:
         self._process = os.getpid()  # threads do not survive a fork, and reading would wait for them for ever
-        self.device = device
-        self.dtype = dtype
         self._model = optimize(model, device, dtype)
         ways: list[_Way]
         if device.type == "cuda":

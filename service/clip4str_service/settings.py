@@ -37,7 +37,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
-    model: str = Field("default", description="model to load: a name that ships, or a path")
+    model: str = Field("default", description="model to load: default, a fetched model's name, or a path")
     devices: str = Field("auto", description="device that runs the model: auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",

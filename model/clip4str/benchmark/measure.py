@@ -37,7 +37,7 @@ class BaselineResult:
     dtype: str
     latency_ms: float
     crops_per_second: float
-    speedup: float  # our latency against its own, medians over the turns
+    speedup: float  # its latency over ours, medians of the turns
 
 
 @dataclass(frozen=True, slots=True)
