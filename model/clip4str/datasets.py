@@ -5,6 +5,7 @@ than the model can spell and words without any of the 94 characters left out.
 """
 
 import io
+import os
 import unicodedata
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -120,6 +121,26 @@ class FolderSet(WordSet):
         return (self._path / key).read_bytes()
 
 
+_environments: dict[Path, lmdb.Environment] = {}  # LMDB lets a process open a file once
+
+
+def _environment(path: Path) -> lmdb.Environment:
+    """Open an LMDB folder, its path resolved, for reading, for as long as this process lives."""
+    if path not in _environments:
+        _environments[path] = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+    return _environments[path]
+
+
+def _close_environments() -> None:
+    for environment in _environments.values():
+        environment.close()
+    _environments.clear()
+
+
+if hasattr(os, "register_at_fork"):  # a forked process must not use what its parent opened
+    os.register_at_fork(after_in_child=_close_environments)
+
+
 class LmdbSet(WordSet):
     """An LMDB of `num-samples`, `image-%09d` and `label-%09d`, counted from 1."""
 
@@ -129,11 +150,9 @@ class LmdbSet(WordSet):
         Raises:
             DatasetError: the database is broken or keys are missing.
         """
-        self._path = path
+        self._path, self._resolved = path, path.resolve()
         try:
-            self._environment = lmdb.open(
-                str(path), readonly=True, lock=False, readahead=False, meminit=False
-            )
+            _environment(self._resolved)
         except lmdb.Error as error:
             raise DatasetError(f"{path}: not a readable LMDB ({error})") from error
         count = self._read("num-samples")
@@ -149,7 +168,7 @@ class LmdbSet(WordSet):
         super().__init__(path, pairs)
 
     def _read(self, key: str) -> bytes:
-        with self._environment.begin() as transaction:
+        with _environment(self._resolved).begin() as transaction:
             value = transaction.get(key.encode())
         if value is None:
             raise DatasetError(f"{self._path}: the key {key} is missing")

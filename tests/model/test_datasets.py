@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import pickle
 from pathlib import Path
 
 import lmdb
@@ -66,6 +68,21 @@ def test_lmdb_counts_from_one_and_skips_with_the_label_its_image(tmp_path: Path)
     words = open_set(write_lmdb(tmp_path / "bench", entries))
     assert (words.name, words.labels) == ("bench", ["Two", "three"])
     assert words.image(0).getpixel((0, 0)) == (0, 255, 0)
+
+
+def test_lmdb_is_read_twice_in_a_process_and_after_a_fork(tmp_path: Path) -> None:
+    entries = {"num-samples": b"1", "label-000000001": b"One", "image-000000001": png("lime")}
+    first = open_set(write_lmdb(tmp_path / "bench", entries))
+    second = pickle.loads(pickle.dumps(open_set(tmp_path / "bench")))  # noqa: S301 - our own object
+    assert [words.image(0).getpixel((0, 0)) for words in (first, second)] == [(0, 255, 0)] * 2
+    child = os.fork()
+    if child == 0:  # pytest must not run on here, whatever happens
+        try:
+            os._exit(0 if first.image(0).getpixel((0, 0)) == (0, 255, 0) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert first.image(0).getpixel((0, 0)) == (0, 255, 0)
 
 
 def test_image_is_turned_upright_by_its_exif_orientation(tmp_path: Path) -> None:
