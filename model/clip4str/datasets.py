@@ -63,7 +63,7 @@ class WordSet(ABC):
         Raises:
             DatasetError: none passes.
         """
-        self.name = path.resolve().name
+        self.name, self._path = path.resolve().name, path
         cleaned = [(key, clean_label(raw)) for key, raw in raw_labels]
         kept = [(key, label) for key, label in cleaned if label is not None]
         if not kept:
@@ -84,8 +84,8 @@ class WordSet(ABC):
         try:
             content = self._read(key)
         except OSError as error:
-            raise DatasetError(f"{self.name}: {key} cannot be read ({error})") from error
-        return decode_image(content, f"{self.name}: {key}")
+            raise DatasetError(f"{self._path}: {key} cannot be read ({error.strerror})") from error
+        return decode_image(content, f"{self._path}: {key}")
 
     @abstractmethod
     def _read(self, key: str) -> bytes:
@@ -101,7 +101,6 @@ class FolderSet(WordSet):
         Raises:
             DatasetError: the file is not such a list.
         """
-        self._path = path
         labels_path = path / LABELS_FILE
         try:
             lines = labels_path.read_text(encoding="utf-8").split("\n")
