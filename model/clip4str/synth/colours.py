@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clip4str.synth.kinds import Kind, by_kind
+
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -13,9 +15,9 @@ def luminance(colours: Tensor) -> Tensor:
     return colours @ colours.new_tensor(LUMA)
 
 
-def least_contrast(difficulty: float) -> float:
-    """The smallest luminance difference of ink and ground (0..1): 0.6 at difficulty 0, 0.16 at 1."""
-    return 0.6 - 0.44 * difficulty
+def least_contrast(hard: Tensor) -> Tensor:
+    """The smallest luminance difference of ink and ground (0..1): 0.6 where hard is 0, 0.16 where it is 1."""
+    return 0.6 - 0.44 * hard
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +29,28 @@ class Colours:
     contrast: Tensor
 
 
-def draw_colours(documents: Tensor, thin: Tensor, difficulty: float, rng: torch.Generator) -> Colours:
+def draw_colours(kinds: Tensor, thin: Tensor, hard: Tensor, rng: torch.Generator) -> Colours:
     """Colours for N samples.
 
-    documents: bool [N], dark grey ink on bright paper; the others take any hue. thin: float [N] within 0..1,
-    how little ink the word has: hairlines need more contrast than bold type to be seen.
+    kinds: int64 [N]; print is dark grey ink on bright paper, signs take any hue. thin: float [N] within 0..1,
+    how little ink the word has: hairlines need more contrast than bold type to be seen. hard: float [N], 0..1.
     """
-    n, device = documents.shape[0], documents.device
+    n, device = kinds.shape[0], kinds.device
 
     def rand(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=rng, device=device)
 
-    least = least_contrast(difficulty) + 0.25 * thin
+    sign = kinds == Kind.SIGN
+    least = least_contrast(hard) + 0.25 * thin
     # Signs are seen in any light, most often poor; print is black on white, now and then faint.
-    skew = torch.where(documents, 0.35, 0.5 + 0.9 * difficulty)
-    contrast = least + (0.97 - least) * rand(n) ** skew
-    dark_ink = rand(n) < torch.where(documents, 0.97, 0.5)
-    low = rand(n) * (1 - contrast)
-    paper = (1 - contrast) * (1 - 0.5 * rand(n) ** 4)
-    low = torch.where(documents, paper, low)
-    vivid = torch.where(documents, 0.1 * rand(n) ** 2, rand(n) ** 1.5)
-    dark, bright = _tint(low, vivid, rng), _tint(low + contrast, vivid, rng)
+    skew = torch.where(sign, 1.2 + 1.2 * hard, by_kind(kinds, 0.12, 0.5, 0.0))
+    contrast = least + (by_kind(kinds, 0.98, 0.98, 0.92) - least) * rand(n) ** skew
+    dark_ink = rand(n) < by_kind(kinds, 0.985, 0.995, 0.42)
+    low = rand(n) ** 0.9 * (1 - contrast)
+    paper = (1 - contrast) * (1 - by_kind(kinds, 0.15, 0.6, 0.0) * rand(n) ** 3)
+    low = torch.where(sign, low, paper)
+    vivid = torch.where(sign, rand(n) ** 0.9, 0.04 * rand(n) ** 2)
+    dark, bright = _tint(low, vivid, rng), _tint(low + contrast, vivid * (0.3 + 0.7 * rand(n)), rng)
     swap = dark_ink.view(n, 1)
     return Colours(torch.where(swap, dark, bright), torch.where(swap, bright, dark), contrast)
 

@@ -13,7 +13,7 @@ _LEVELS = 32
 
 
 def _resample(length: int, detail: float) -> Tensor:
-    """[length, length]: average down to length / detail cells and interpolate back up."""
+    """[length, length]: average down to length / detail cells and enlarge again, bicubic as small crops are."""
     cells = max(2, round(length / detail))
     edges = torch.linspace(0, length, cells + 1)
     pixels = torch.arange(length, dtype=torch.float32)
@@ -21,8 +21,11 @@ def _resample(length: int, detail: float) -> Tensor:
     down = overlap.clamp(min=0)
     down = down / down.sum(1, keepdim=True)
     centre = ((pixels + 0.5) / length * cells - 0.5).clamp(0, cells - 1)
-    up = (1 - (centre[:, None] - torch.arange(cells)).abs()).clamp(min=0)
-    return up @ down
+    away = (centre[:, None] - torch.arange(cells)).abs()
+    near = (1.5 * away - 2.5) * away * away + 1
+    far = ((-0.5 * away + 2.5) * away - 4) * away + 2
+    up = torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
+    return (up / up.sum(1, keepdim=True)) @ down
 
 
 def _gaussian(length: int, sigma: float) -> Tensor:
@@ -61,19 +64,18 @@ class Lens:
         self._rows = _bank(size[0], self._longest[0]).to(device)
         self._columns = _bank(size[1], self._longest[1]).transpose(2, 3).contiguous().to(device)
 
-    def apply(self, images: Tensor, span: Tensor, crop_aspect: Tensor, rng: torch.Generator) -> Tensor:
-        """New images [N, C, H, W], blurred over `span` [N] rows (0.5..4) of the crop.
+    def apply(self, images: Tensor, span: Tensor, crop_aspect: Tensor, flaws: Tensor) -> Tensor:
+        """New images [N, C, H, W] that keep no detail finer than `span` [N] rows (0.5..4) of the crop.
 
-        crop_aspect [N] is the width of the crop over its height before it was squeezed.
+        crop_aspect [N] is the width of the crop over its height before it was squeezed; flaws: int64 [N],
+        0 for defocus, 1 for few pixels, 2 for motion.
         """
         n, c, h, w = images.shape
-        kind = torch.randint(0, 5, (n,), generator=rng, device=images.device)
-        kind = torch.where(kind < 2, 0, torch.where(kind < 4, 1, 2))
         across = span * (w / h) / crop_aspect
         # A moving camera smears along one axis only: nearly always along the rows.
-        along = torch.where(kind == 2, 0.5, span)
-        rows = self._rows[kind, self._level(along, 0)]
-        columns = self._columns[kind, self._level(across, 1)]
+        along = torch.where(flaws == 2, 0.5, span)
+        rows = self._rows[flaws, self._level(along, 0)]
+        columns = self._columns[flaws, self._level(across, 1)]
         images = torch.bmm(images.reshape(n, c * h, w), columns).view(n, c, h, w)
         return torch.matmul(rows.unsqueeze(1), images)
 

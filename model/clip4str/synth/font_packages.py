@@ -49,3 +49,25 @@ EXCLUDED = re.compile(
 
 # Faces with capitals in place of lower case (or small ones) that their shapes alone do not give away.
 CAPITALS = re.compile(r"BecauseWe|^ffm|Humor-Sans|CinzelDecorative|QTPiltdown|lmmonocaps|TomsonTalks")
+
+# Families by name: what typewriters, line printers and tills print with, and what most print is set in.
+TYPEWRITER = re.compile(
+    r"Mono|Courier|Cousine|Cursor|Typewriter|GNUTypewriter|OCR|ocrb|DotGothic|Glass TTY|Inconsolata|"
+    r"Anonymous|Hack|Hermit|Agave|3270|ALM Fixed|Source Code|Cascadia|Fira Code|LetterGoth|osifont|"
+    r"Sixtyfour|Compagnon|Routed Gothic Half|IBM$"
+)
+PLAIN = re.compile(
+    r"(Arimo|Liberation Sans|Liberation Serif|Nimbus Sans|Nimbus Roman|"
+    r"TeX Gyre (Heros|Termes|Adventor|Schola|Pagella|Bonum)|FreeSans|FreeSerif|QTHelvetd?$|Tinos|STIX|"
+    r"XITS|Tempora|DejaVu|Open Sans|Noto S|Roboto(?! Mono)|Inter|Lato|Source Sans|Source Serif|Droid S|"
+    r"Carlito|Caladea|Clear Sans|PT S|Fira Sans|IBM Plex S|Libre Franklin|Montserrat$|Raleway|Nunito|"
+    r"Cabin|Karla|Roadgeek|Tuffy|Universalis|Switzera|Gillius|Latin Modern (Roman|Sans)$|"
+    r"CMU (Serif|Sans)|Century|Libre (Baskerville|Caslon|Bodoni)|Merriweather|Crimson|EB Garamond|"
+    r"Bitter|Arvo|Atkinson|Verana|Tiresias|URW|OSP-DIN|League Spartan|Bebas|Cooper Hewitt|Yanone|"
+    r"QTSchoolCentury|QTBasker|QTEurotype|Baskervald|XCharter|Heuristica|League Gothic)"
+)
+
+# Slanted faces by file name; every second face of a family is one, few printed words are.
+SLANTED = re.compile(
+    r"[iI]tal|ITAL|[oO]bl|[sS]lant|(It|BI|RI|I|-i|ti|bi|Ita|LI|MI|DI|Obli?|-Ob)(-[a-z]+)?\.[ot]tf$|Kursiv|[a-z]-(it|bi)"
+)

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clip4str.charset import CHARACTERS
-from clip4str.synth.font_packages import CAPITALS, EXCLUDED, PACKAGES
+from clip4str.synth.font_packages import CAPITALS, EXCLUDED, PACKAGES, PLAIN, SLANTED, TYPEWRITER
+from clip4str.synth.kinds import Kind
 
 _INDEX = "fonts.json"
 _APT, _APT_CACHE, _DPKG = "apt-get", "apt-cache", "dpkg-deb"
@@ -36,6 +37,8 @@ _STYLE = re.compile(
     r"Expanded|Italic|Oblique|Display|Caption|Subhead|Text|Slanted|Unslanted|Regular|OSF|SC|\b(Lt|Md|Lg|Sb|Bk)\b"
 )
 _LETTERS_AND_DIGITS = "".join(c for c in CHARACTERS if c.isalnum())
+# Of the words of each kind: the share set in typewriter faces and in plain ones; the rest takes any.
+_FAMILIAR = {Kind.FORM: (0.38, 0.52), Kind.RECEIPT: (0.5, 0.4), Kind.SIGN: (0.02, 0.5)}
 # Letters whose two cases differ in shape; the others (Cc, Oo, ...) say nothing about small capitals.
 _TWO_SHAPED = "abdefghlnqrt"
 
@@ -131,6 +134,8 @@ class FontLibrary:
         for face in faces:
             families.setdefault(face.family, []).append(face)
         self.families: tuple[tuple[FontFace, ...], ...] = tuple(tuple(f) for _, f in sorted(families.items()))
+        self._typewriter = tuple(f for f in self.families if TYPEWRITER.search(f[0].family)) or self.families
+        self._plain = tuple(f for f in self.families if PLAIN.match(f[0].family)) or self.families
 
     @classmethod
     def open(cls, folder: Path | None) -> "FontLibrary":
@@ -160,16 +165,28 @@ class FontLibrary:
         """The face at a size in pixels. Opening takes a fraction of drawing a word, so none is kept in memory."""
         return _open(self._folder / face.path if self._folder is not None else None, size)
 
-    def choose(self, label: str, rng: np.random.Generator) -> FontFace | None:
-        """A face that can draw the label: a family first, then a face of it. None after many failed tries.
+    def choose(self, label: str, kind: Kind, rng: np.random.Generator) -> FontFace | None:
+        """A face that can draw the label: a family as the kind has it, then a face. None after many failed tries.
 
-        Of two faces of the family the heavier one is taken more often, as signs are set in bold type.
+        Of three faces of a family signs often take the heaviest, as they are mostly set in bold type; slanted
+        faces mostly give way to upright ones.
         """
+        typewriter, plain = _FAMILIAR[kind]
         for _ in range(64):
-            family = self.families[int(rng.random() * len(self.families))]
-            face, other = (family[int(rng.random() * len(family))] for _ in range(2))
-            if other.weight > face.weight and rng.random() < 0.7:
-                face = other
+            u = rng.random()
+            pool = (
+                self._typewriter
+                if u < typewriter
+                else self._plain
+                if u < typewriter + plain
+                else self.families
+            )
+            family = pool[int(rng.random() * len(pool))]
+            faces = [family[int(rng.random() * len(family))] for _ in range(3)]
+            if rng.random() < 0.75:
+                faces = [face for face in faces if not SLANTED.search(face.path)] or faces
+            heavy = kind is Kind.SIGN and rng.random() < 0.7
+            face = max(faces, key=lambda other: other.weight) if heavy else faces[0]
             if face.can_draw(label):
                 return face
         return None

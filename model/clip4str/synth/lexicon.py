@@ -8,6 +8,7 @@ import numpy as np
 import wordfreq
 
 from clip4str.charset import CHARACTERS
+from clip4str.synth.kinds import Kind
 
 _T = TypeVar("_T")
 
@@ -20,7 +21,27 @@ _SYMBOLS = "".join(c for c in CHARACTERS if not c.isalnum())
 # Words per language; the share of each language among the words drawn.
 _LANGUAGES = {"en": (60_000, 0.85), "de": (15_000, 0.05), "fr": (15_000, 0.05), "es": (15_000, 0.05)}
 # Frequencies are flattened by this power: rare words must be seen too, common ones still come more often.
-_FLATTEN = 0.65
+_FLATTEN = 0.8
+# How often each kind of label comes on forms, receipts and signs.
+_MIXTURE = {
+    "word": (0.51, 0.17, 0.65),
+    "coined_word": (0.05, 0.03, 0.09),
+    "punctuated_word": (0.11, 0.05, 0.035),
+    "compound": (0.015, 0.01, 0.01),
+    "number": (0.05, 0.13, 0.04),
+    "price": (0.02, 0.22, 0.012),
+    "date_or_time": (0.025, 0.05, 0.006),
+    "telephone": (0.012, 0.03, 0.01),
+    "code": (0.03, 0.07, 0.015),
+    "measure": (0.01, 0.025, 0.01),
+    "address": (0.01, 0.012, 0.012),
+    "form_word": (0.04, 0.08, 0.002),
+    "initials": (0.025, 0.01, 0.01),
+    "single": (0.03, 0.07, 0.025),
+    "random": (0.065, 0.05, 0.08),
+}
+# Shares of upper case, lower case and title case; the rest is mixed.
+_CASES = {Kind.FORM: (0.36, 0.31, 0.31), Kind.RECEIPT: (0.55, 0.13, 0.30), Kind.SIGN: (0.53, 0.18, 0.265)}
 
 _UNITS = (
     "kg", "g", "mg", "ml", "l", "cm", "mm", "m", "km", "KM", "W", "V", "Hz", "GB", "MB", "pcs", "PCS",
@@ -99,43 +120,31 @@ def _vocabulary(language: str, count: int) -> tuple[tuple[str, ...], np.ndarray]
 class Lexicon:
     """Labels for word images, reproducible from the generator passed in.
 
-    `draw(max_length)` returns one label of 1..max_length printable ASCII characters (no space).
-    The mixture: about two thirds natural words in several case patterns, some with punctuation attached;
-    the rest numbers, prices, dates, codes, addresses, form words, single characters and random strings.
+    `draw(kind, max_length)` returns one label of 1..max_length printable ASCII characters (no space).
+    Mostly natural words in several case patterns, some with punctuation attached; the rest are numbers, prices,
+    dates, codes, addresses, form words, single characters, and strings that no language explains.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
+        self._kind = Kind.SIGN
         self._languages = tuple(_LANGUAGES)
         self._vocabularies = {name: _vocabulary(name, count) for name, (count, _) in _LANGUAGES.items()}
         self._language_edges = np.cumsum([share for _, share in _LANGUAGES.values()])
-        kinds: tuple[tuple[float, Callable[[], str]], ...] = (
-            (0.58, self._word),
-            (0.07, self._punctuated_word),
-            (0.02, self._compound),
-            (0.05, self._number),
-            (0.045, self._price),
-            (0.025, self._date_or_time),
-            (0.02, self._telephone),
-            (0.035, self._code),
-            (0.015, self._measure),
-            (0.015, self._address),
-            (0.03, self._form_word),
-            (0.015, self._initials),
-            (0.02, self._single),
-            (0.06, self._random),
-        )
-        self._makers = tuple(maker for _, maker in kinds)
-        self._edges = np.cumsum([share for share, _ in kinds])
-        self._edges /= self._edges[-1]
+        self._makers: tuple[Callable[[], str], ...] = tuple(getattr(self, f"_{name}") for name in _MIXTURE)
+        shares = np.array(list(_MIXTURE.values()))
+        self._edges = np.cumsum(shares / shares.sum(0), axis=0)
 
-    def draw(self, max_length: int = _LONGEST) -> str:
+    def draw(self, kind: Kind, max_length: int = _LONGEST) -> str:
         """One label of 1..max_length characters. Raises ValueError if max_length is not within 1..25."""
         if not 1 <= max_length <= _LONGEST:
             raise ValueError(f"max_length must be within 1..{_LONGEST}, got {max_length}")
+        self._kind = kind
+        edges = self._edges[:, kind]
         # A label that is too long is drawn again; after some tries a short random one stands in for it.
         for _ in range(8):
-            label = self._makers[int(np.searchsorted(self._edges, self._rng.random(), side="right"))]()
+            maker = min(int(np.searchsorted(edges, self._rng.random(), side="right")), len(edges) - 1)
+            label = self._makers[maker]()
             if 1 <= len(label) <= max_length:
                 return label
         return self._letters(_LOWER + _UPPER + _DIGITS, 1, max_length)
@@ -161,12 +170,13 @@ class Lexicon:
         return words[min(int(np.searchsorted(edges, self._rng.random())), len(words) - 1)]
 
     def _cased(self, word: str) -> str:
+        upper, lower, title = _CASES[self._kind]
         u = self._rng.random()
-        if u < 0.36:
+        if u < upper:
             return word.upper()
-        if u < 0.66:
+        if u < upper + lower:
             return word
-        if u < 0.97:
+        if u < upper + lower + title:
             return word[0].upper() + word[1:]
         return "".join(c.upper() if self._chance(0.5) else c for c in word)
 
@@ -174,6 +184,14 @@ class Lexicon:
 
     def _word(self) -> str:
         return self._cased(self._lower_word())
+
+    def _coined_word(self) -> str:
+        """The start of one word and the end of another: names and brands are in no word list."""
+        first, second = self._lower_word(), self._lower_word()
+        joined = (
+            first[: self._int(1, max(1, len(first) - 1))] + second[self._int(0, max(0, len(second) - 2)) :]
+        )
+        return self._cased(joined.replace("'", ""))
 
     def _punctuated_word(self) -> str:
         word = self._word()
@@ -273,9 +291,17 @@ class Lexicon:
 
     def _single(self) -> str:
         u = self._rng.random()
-        return self._pick(_UPPER if u < 0.4 else _DIGITS if u < 0.65 else _LOWER if u < 0.85 else _SYMBOLS)
+        digits = 0.6 if self._kind is Kind.RECEIPT else 0.3
+        if u < digits:
+            return self._pick(_DIGITS)
+        return self._pick(_SYMBOLS if u > 0.92 else _LOWER if u > 0.75 else _UPPER)
 
     def _random(self) -> str:
-        # Short strings come more often, as in real labels; every length up to the longest still occurs.
-        high = max(1, round(_LONGEST * self._rng.random() ** 1.5))
-        return self._letters(CHARACTERS if self._chance(0.7) else _UPPER + _LOWER, high, high)
+        # Mostly short, as codes are; every length up to the longest still occurs.
+        length = self._int(1, _LONGEST) if self._chance(0.06) else self._int(2, 9)
+        u = self._rng.random()
+        if u < 0.35:
+            return self._letters(CHARACTERS, length, length)
+        if u < 0.6:
+            return self._letters(_UPPER + _LOWER + _DIGITS, length, length)
+        return self._letters(_UPPER if u < 0.85 else _LOWER, length, length)

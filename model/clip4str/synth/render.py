@@ -3,14 +3,21 @@
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from clip4str.synth.fonts import FontLibrary
+from clip4str.synth.fonts import FontError, FontFace, FontLibrary
+from clip4str.synth.kinds import Kind
 
 #: Height and width of a mask in pixels; finer than the 32x128 crops, so that warping does not blur them.
 MASK_SIZE = (40, 160)
 # Sizes in pixels at which words are drawn: about the height of the mask, some more to keep short words sharp.
 _FONT_SIZES = (36, 60)
+# Shares of words drawn bolder, with other spacing, with letters off their line, and underlined.
+_HABITS = {
+    Kind.FORM: (0.1, 0.12, 0.04, 0.03),
+    Kind.RECEIPT: (0.06, 0.1, 0.02, 0.005),
+    Kind.SIGN: (0.1, 0.3, 0.05, 0.01),
+}
 # A box narrower than this (width / height) gets room at its sides: nobody crops an "l" to its ink alone.
 _LEAST_ASPECT = 0.45
 
@@ -27,23 +34,20 @@ class WordMask:
     aspect: float
 
 
-def render_word(label: str, fonts: FontLibrary, rng: np.random.Generator) -> WordMask | None:
-    """Draw the label in a font chosen at random; None where no font can draw it (draw another label then)."""
-    face = fonts.choose(label, rng)
-    if face is None:
-        return None
+def render_word(
+    label: str, kind: Kind, fonts: FontLibrary, face: FontFace, rng: np.random.Generator
+) -> WordMask:
+    """Draw the label in a face that can draw it; size, spacing, weight and stretch are random."""
     font = fonts.load(face, int(rng.integers(*_FONT_SIZES)))
-    return draw_word(label, font, rng)
-
-
-def draw_word(label: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator) -> WordMask | None:
-    """Draw the label in the font given; spacing, weight, stretch are random. None without ink."""
     size = int(font.size)
     pad = size // 2
-    stroke = float(rng.uniform(0.3, 1.2)) * size / 40 if rng.random() < 0.08 else 0.0
-    spaced = len(label) > 1 and rng.random() < 0.3
-    tracking = float(rng.choice((-0.04, 0.06, 0.12, 0.2, 0.35, 0.6))) * size if spaced else 0.0
-    bounce = float(rng.uniform(0.02, 0.1)) * size if rng.random() < 0.05 else 0.0
+    heavier, spacing, uneven, underlined = _HABITS[kind]
+    stroke = float(rng.uniform(0.3, 1.2)) * size / 40 if rng.random() < heavier else 0.0
+    tracking = 0.0
+    if len(label) > 1 and rng.random() < spacing:
+        # Wide setting is common on signs, letters that nearly touch in headlines.
+        tracking = float(rng.choice((-0.06, -0.04, 0.04, 0.08, 0.14, 0.25, 0.5))) * size
+    bounce = float(rng.uniform(0.02, 0.1)) * size if rng.random() < uneven else 0.0
     wide = int(font.getlength(label) + max(tracking, 0.0) * len(label)) + 4 * pad
     baseline = 2 * size
     image = Image.new("L", (wide, 3 * size))
@@ -58,9 +62,11 @@ def draw_word(label: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator
         draw.text((2 * pad, baseline), label, fill=255, font=font, anchor="ls", stroke_width=stroke)
     box = image.getbbox()
     if box is None:
-        return None
+        raise FontError(
+            f"{face.path} draws nothing for {label!r}; delete the font and its folder's fonts.json"
+        )
     left, top, right, bottom = box
-    if rng.random() < 0.03:
+    if rng.random() < underlined:
         thick = max(1, round(size * float(rng.uniform(0.03, 0.08))))
         y = max(baseline + round(size * float(rng.uniform(0.06, 0.2))), baseline + 2)
         draw.rectangle((left - pad // 2, y, right + pad // 2, y + thick), fill=255)
@@ -74,8 +80,8 @@ def draw_word(label: str, font: ImageFont.FreeTypeFont, rng: np.random.Generator
     word = image.resize(
         (across, high), Image.Resampling.BILINEAR, box=(max(left, 0), top, min(right, wide), bottom)
     )
-    stretch = float(np.exp(rng.uniform(-0.35, 0.35))) if rng.random() < 0.25 else 1.0
-    return WordMask(np.asarray(word, dtype=np.uint8), (right - left) / (bottom - top) * stretch)
+    stretch = float(np.exp(rng.normal(-0.2, 0.2))) if rng.random() < 0.7 else 1.0
+    return WordMask(np.array(word), (right - left) / (bottom - top) * stretch)
 
 
 def _line_box(top: int, bottom: int, baseline: int, size: int, rng: np.random.Generator) -> tuple[int, int]:

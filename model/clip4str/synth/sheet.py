@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -33,9 +32,9 @@ def write_dataset(out_dir: Path, count: int, seed: int, fonts: Path | None) -> N
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     out_dir.mkdir(parents=True, exist_ok=True)
-    stream = iter(WordStream(fonts, seed=seed, batch_size=min(count, 64), pool_size=4096, reuse=1))
+    stream = WordStream(fonts, seed=seed, reuse=1).crops()
     written = 0
-    with (out_dir / "labels.tsv").open("w", encoding="utf-8", newline="\n") as table, torch.inference_mode():
+    with (out_dir / "labels.tsv").open("w", encoding="utf-8", newline="\n") as table:
         while written < count:
             batch = next(stream)
             for image, label in zip(batch.images[: count - written], batch.labels, strict=False):

@@ -1,26 +1,20 @@
-"""An endless stream of synthetic word images: masks kept in a ring and reused, composed in batches."""
+"""An endless stream of synthetic word images that can be entered anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
+from clip4str.synth.chapter import Chapter
 from clip4str.synth.compose import Composer
 from clip4str.synth.fonts import FontLibrary
-from clip4str.synth.lexicon import Lexicon
-from clip4str.synth.render import MASK_SIZE, WordMask, render_word
-
-# Batches drawn together and cut by label length; more of them give batches of more even lengths.
-_WINDOW = 8
 
 
 @dataclass(frozen=True, slots=True)
-class SyntheticBatch:
+class WordBatch:
     """images: uint8 [N, 3, H, W]; labels: N strings of 1..25 characters."""
 
     images: Tensor
@@ -29,7 +23,7 @@ class SyntheticBatch:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """From `samples` samples on, labels have up to `max_length` characters and crops `difficulty` (0..1)."""
+    """From `samples` crops on, labels have up to `max_length` characters and crops `difficulty` (0..1)."""
 
     samples: int
     max_length: int
@@ -38,10 +32,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """How hard the samples are, as a function of how many one stream (one worker) has made.
+    """How hard the crops are, as a function of their number in one stream.
 
     Between stages both values are interpolated; before the first and after the last they stay.
-    Raises ValueError without stages, or where their sample counts do not increase.
+    Raises ValueError without stages, or where their numbers do not increase.
     """
 
     stages: tuple[Stage, ...]
@@ -52,103 +46,78 @@ class Curriculum:
             raise ValueError("a curriculum needs stages with increasing sample counts")
 
     def at(self, samples: int) -> tuple[int, float]:
-        """(max_length, difficulty) after `samples` samples."""
+        """(max_length, difficulty) after `samples` crops."""
         counts = [stage.samples for stage in self.stages]
         length = np.interp(samples, counts, [stage.max_length for stage in self.stages])
         difficulty = np.interp(samples, counts, [stage.difficulty for stage in self.stages])
         return int(length), float(difficulty)
 
 
-class _Ring:
-    """Rendered masks in a ring: new ones replace the oldest; reading starts before it is full."""
-
-    def __init__(self, capacity: int) -> None:
-        self.masks = torch.zeros(capacity, *MASK_SIZE, dtype=torch.uint8)
-        self.aspects = torch.ones(capacity)
-        self.labels: list[str] = []
-        self._next = 0
-
-    def add(self, label: str, mask: WordMask) -> None:
-        place = self._next
-        if len(self.labels) < self.masks.shape[0]:
-            self.labels.append(label)
-        else:
-            self.labels[place] = label
-        self.masks[place] = torch.from_numpy(mask.coverage.copy())
-        self.aspects[place] = mask.aspect
-        self._next = (place + 1) % self.masks.shape[0]
+_FULL = Curriculum((Stage(0, 25, 1.0),))
 
 
-class WordStream(IterableDataset[SyntheticBatch]):
-    """Endless batches of word images; each iteration is reproducible from (seed, DataLoader worker).
+class WordStream:
+    """Word images without end; crop k is a function of (fonts, seed, options, k), whatever was read before.
 
-    fonts: a folder of fonts, or None for the one font that Pillow ships.
-    pool_size masks of 6.4 kB are kept; each is composed afresh about `reuse` times, so that drawing costs
-    1/reuse per sample. With length_buckets the labels of a batch have similar lengths; over every 8 batches
-    all lengths occur as often as without. A `curriculum` takes the place of max_length and difficulty.
-    Pass the stream to a DataLoader with batch_size=None to make batches in other processes.
+    fonts: a folder of fonts, or None for the one font that Pillow ships. seed: integers of at least 0.
+    The stream is made in chapters of `chapter` crops: chapter / reuse words are drawn, and each is composed
+    `reuse` times, so that drawing costs 1 / reuse per crop. A chunk holds words of like length; over every eight
+    chunks all lengths occur as often as in the whole. The curriculum (default: full length and difficulty) is
+    looked up where a chapter begins.
+
+    Raises ValueError where chapter is no multiple of chunk and of reuse, FontError for a folder without fonts.
     """
 
     def __init__(
         self,
         fonts: Path | None,
         *,
-        seed: int,
-        batch_size: int,
+        seed: int | Sequence[int],
         size: tuple[int, int] = (32, 128),
-        max_length: int = 25,
-        difficulty: float = 1.0,
-        pool_size: int = 65536,
-        reuse: int = 4,
-        length_buckets: bool = True,
-        device: str = "cpu",
         curriculum: Curriculum | None = None,
+        chapter: int = 8192,
+        reuse: int = 4,
+        chunk: int = 64,
     ) -> None:
-        if batch_size < 1 or reuse < 1 or pool_size < 1:
-            raise ValueError("batch_size, reuse and pool_size must be at least 1")
-        self._fonts, self._seed, self._batch_size, self._size = fonts, seed, batch_size, size
-        self._pool_size, self._reuse, self._length_buckets = pool_size, reuse, length_buckets
-        self._device = device
-        self._curriculum = curriculum or Curriculum((Stage(0, max_length, difficulty),))
+        if min(chapter, reuse, chunk) < 1 or chapter % chunk or chapter % reuse:
+            raise ValueError(
+                f"chapter must be a multiple of chunk and of reuse, all at least 1; got {chapter}, {chunk}, {reuse}"
+            )
+        self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
+        if not self._seed or min(self._seed) < 0:
+            raise ValueError(f"seed must be integers of at least 0, got {seed}")
+        self._size = size
+        self._curriculum = curriculum or _FULL
+        self._chapter, self._reuse, self._chunk = chapter, reuse, chunk
+        self._fonts = FontLibrary.open(fonts)
 
-    def __iter__(self) -> Iterator[SyntheticBatch]:
-        worker = get_worker_info()
-        source = np.random.SeedSequence([self._seed, worker.id if worker else 0])
-        rng = np.random.default_rng(source)
-        lexicon = Lexicon(rng)
-        fonts = FontLibrary.open(self._fonts)
-        composer = Composer(self._size, seed=int(source.generate_state(1)[0]), device=self._device)
-        ring = _Ring(self._pool_size)
-        window = self._batch_size * (_WINDOW if self._length_buckets else 1)
-        made = 0
-        while True:
-            max_length, difficulty = self._curriculum.at(made)
-            for _ in range(max(1, window // self._reuse)):
-                self._refill(ring, lexicon, fonts, rng, max_length)
-            for chosen in self._choose(ring, window, max_length, rng):
-                index = torch.from_numpy(chosen)
-                images = composer.compose(ring.masks[index], ring.aspects[index], difficulty)
-                yield SyntheticBatch(images, [ring.labels[i] for i in chosen])
-            made += window
+    def crops(self, start: int = 0) -> Iterator[WordBatch]:
+        """Batches of `chunk` crops from crop number `start` on.
 
-    @staticmethod
-    def _refill(
-        ring: _Ring, lexicon: Lexicon, fonts: FontLibrary, rng: np.random.Generator, max_length: int
-    ) -> None:
-        mask = None
-        while mask is None:
-            label = lexicon.draw(max_length)
-            mask = render_word(label, fonts, rng)
-        ring.add(label, mask)
+        Raises ValueError where start is negative or no multiple of chunk.
+        """
+        if start < 0 or start % self._chunk:
+            raise ValueError(f"start must be a multiple of the chunk of {self._chunk} crops, got {start}")
+        return self._batches(*divmod(start, self._chapter))
 
-    def _choose(
-        self, ring: _Ring, window: int, max_length: int, rng: np.random.Generator
-    ) -> list[np.ndarray]:
-        """Ring positions for the next batches, cut by label length and shuffled."""
-        lengths = np.array([len(label) for label in ring.labels])
-        fit = np.flatnonzero(lengths <= max_length)
-        chosen = rng.choice(fit, window, replace=len(fit) < window)
-        if self._length_buckets:
-            chosen = chosen[np.argsort(lengths[chosen] + rng.random(window), kind="stable")]
-        batches = np.split(chosen, window // self._batch_size)
-        return [batches[i] for i in rng.permutation(len(batches))]
+    def _batches(self, number: int, offset: int) -> Iterator[WordBatch]:
+        composer = Composer(self._size, seed=_state(self._key()))
+        first = offset // self._chunk
+        for chapter_number in count(number):
+            max_length, difficulty = self._curriculum.at(chapter_number * self._chapter)
+            key = self._key(chapter_number)
+            chapter = Chapter(key, self._fonts, self._chapter, self._reuse, self._chunk, max_length)
+            for chunk in range(first, len(chapter)):
+                words = chapter.words(chunk)
+                composer.seed(_state(self._key(chapter_number, chunk)))
+                images = composer.compose(words.masks, words.aspects, words.kinds, difficulty)
+                yield WordBatch(images, words.labels)
+            first = 0
+
+    def _key(self, *path: int) -> np.random.SeedSequence:
+        # Lengths tell apart what the numbers alone do not: zeros at the end of either do not count.
+        return np.random.SeedSequence((len(self._seed), *self._seed), spawn_key=(len(path), *path))
+
+
+def _state(key: np.random.SeedSequence) -> int:
+    return int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -9,24 +9,29 @@ from clip4str.synth.colours import draw_colours, least_contrast, luminance
 from clip4str.synth.compose import Composer
 from clip4str.synth.degrade import BlockCodec, Lens
 from clip4str.synth.fonts import FontLibrary
+from clip4str.synth.kinds import Kind
 from clip4str.synth.render import render_word
 from clip4str.synth.warp import place
 
+Masks = tuple[Tensor, Tensor, Tensor]
+
 
 @pytest.fixture(scope="module")
-def words() -> tuple[Tensor, Tensor]:
-    """Masks uint8 [48, 40, 160] and aspects [48]."""
+def words() -> Masks:
+    """Masks uint8 [72, 40, 160], aspects [72] and kinds [72]."""
     rng = np.random.default_rng(0)
     library = FontLibrary.open(None)
-    drawn = [render_word(label, library, rng) for label in ("Open", "TOTAL", "7", "international") * 12]
-    masks = [mask for mask in drawn if mask is not None]
-    return torch.from_numpy(np.stack([m.coverage for m in masks])), torch.tensor([m.aspect for m in masks])
+    face = library.families[0][0]
+    labels = ("Open", "TOTAL", "7", "international") * 6
+    drawn = [render_word(label, kind, library, face, rng) for kind in Kind for label in labels]
+    masks = torch.from_numpy(np.stack([mask.coverage for mask in drawn]))
+    return masks, torch.tensor([mask.aspect for mask in drawn]), torch.arange(72) // 24
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("size", [(32, 128), (64, 64)])
 def test_crops_have_the_size_and_type_promised(
-    words: tuple[Tensor, Tensor], difficulty: float, size: tuple[int, int]
+    words: Masks, difficulty: float, size: tuple[int, int]
 ) -> None:
     images = Composer(size, seed=1).compose(*words, difficulty)
     assert images.shape == (len(words[0]), 3, *size)
@@ -35,19 +40,19 @@ def test_crops_have_the_size_and_type_promised(
     assert (spread > 20).all()
 
 
-def test_a_single_word_can_be_composed(words: tuple[Tensor, Tensor]) -> None:
+def test_a_single_word_can_be_composed(words: Masks) -> None:
     composer = Composer(seed=2)
     for _ in range(20):
-        assert composer.compose(words[0][:1], words[1][:1]).shape == (1, 3, 32, 128)
+        assert composer.compose(words[0][:1], words[1][:1], words[2][:1]).shape == (1, 3, 32, 128)
 
 
-def test_the_seed_decides_everything(words: tuple[Tensor, Tensor]) -> None:
+def test_the_seed_decides_everything(words: Masks) -> None:
     first, second, other = (Composer(seed=seed).compose(*words) for seed in (4, 4, 5))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
-def test_difficulty_zero_is_nearly_clean(words: tuple[Tensor, Tensor]) -> None:
+def test_difficulty_zero_is_nearly_clean(words: Masks) -> None:
     images = Composer(seed=3).compose(*words, 0.0).float() / 255
     grey = luminance(images.movedim(1, -1))
     # Two flat colours with little between them, far apart in luminance.
@@ -57,7 +62,7 @@ def test_difficulty_zero_is_nearly_clean(words: tuple[Tensor, Tensor]) -> None:
     assert ((level < 0.1) | (level > 0.9)).float().mean() > 0.6
 
 
-def test_difficulty_adds_disturbance(words: tuple[Tensor, Tensor]) -> None:
+def test_difficulty_adds_disturbance(words: Masks) -> None:
     def roughness(difficulty: float) -> float:
         border = Composer(seed=6).compose(*words, difficulty).float()[:, :, 0]
         return float(border.std(-1).mean())
@@ -65,33 +70,42 @@ def test_difficulty_adds_disturbance(words: tuple[Tensor, Tensor]) -> None:
     assert roughness(0.0) < 0.2 * roughness(1.0)
 
 
-@pytest.mark.parametrize("difficulty", [0.0, 0.4, 1.0])
-def test_ink_and_ground_keep_their_contrast(difficulty: float) -> None:
-    documents = torch.arange(4000) % 2 == 0
-    thin = torch.linspace(0, 1, 4000)
-    colours = draw_colours(documents, thin, difficulty, torch.Generator().manual_seed(0))
+def test_a_seed_can_be_set_between_batches(words: Masks) -> None:
+    fresh, used = Composer(seed=4), Composer(seed=4)
+    used.compose(*words)
+    fresh.seed(9)
+    used.seed(9)
+    assert torch.equal(fresh.compose(*words), used.compose(*words))
+
+
+def test_ink_and_ground_keep_their_contrast() -> None:
+    kinds = torch.arange(6000) % 3
+    thin, hard = torch.linspace(0, 1, 6000), torch.rand(6000, generator=torch.Generator().manual_seed(1))
+    colours = draw_colours(kinds, thin, hard, torch.Generator().manual_seed(0))
     for colour in (colours.ink, colours.ground):
         assert colour.min() >= -1e-5
         assert colour.max() <= 1 + 1e-5
     contrast = (luminance(colours.ink) - luminance(colours.ground)).abs()
     assert torch.allclose(contrast, colours.contrast, atol=1e-4)
-    assert (contrast >= least_contrast(difficulty) + 0.25 * thin - 1e-4).all()
+    assert (contrast >= least_contrast(hard) + 0.25 * thin - 1e-4).all()
     darker = luminance(colours.ink) < luminance(colours.ground)
-    assert darker[documents].float().mean() > 0.9
-    assert 0.4 < darker[~documents].float().mean() < 0.6
+    assert darker[kinds != Kind.SIGN].float().mean() > 0.95
+    assert 0.3 < darker[kinds == Kind.SIGN].float().mean() < 0.6
 
 
-def test_the_whole_word_lies_within_its_crop() -> None:
+@pytest.mark.parametrize("kind", list(Kind))
+def test_the_whole_word_lies_within_its_crop(kind: Kind) -> None:
     aspects = torch.tensor([0.5, 1.0, 3.0, 12.0] * 100)
-    flat = torch.arange(len(aspects)) % 3 == 0
-    placement = place(aspects, (32, 128), 1.0, flat, torch.Generator().manual_seed(0))
-    full = torch.full((len(aspects), 40, 160), 1.0)
-    inside = placement.sample(full)
-    # A crop samples its word's box at least once in each of 40 columns: nearly nothing of it is cut off.
+    hard = torch.linspace(0, 1, len(aspects))
+    kinds = torch.full((len(aspects),), int(kind))
+    placement = place(aspects, (32, 128), hard, kinds, torch.Generator().manual_seed(0))
+    inside = placement.sample(torch.full((len(aspects), 40, 160), 1.0))
     left, right = placement.x.amin((1, 2)), placement.x.amax((1, 2))
     covered = (torch.minimum(right, aspects / 2) - torch.maximum(left, -aspects / 2)) / aspects
-    assert covered.min() > 0.8
-    assert covered.mean() > 0.99
+    # Two cuts of 6 % of the word's height are 24 % of a word half as wide as high: still less than a tenth a side.
+    assert covered.min() > 0.75
+    assert covered[aspects >= 1].min() > 0.88
+    assert covered.mean() > 0.98
     assert 0.35 < inside.mean() < 0.95
 
 
@@ -100,8 +114,9 @@ def test_blur_keeps_the_mean_and_takes_the_detail() -> None:
     images = torch.rand(30, 3, 32, 128, generator=rng)
     aspect = torch.full((30,), 4.0)
     lens = Lens((32, 128), torch.device("cpu"))
-    mild = lens.apply(images, torch.full((30,), 0.5), aspect, rng)
-    strong = lens.apply(images, torch.full((30,), 3.0), aspect, rng)
+    flaws = torch.arange(30) % 3
+    mild = lens.apply(images, torch.full((30,), 0.5), aspect, flaws)
+    strong = lens.apply(images, torch.full((30,), 3.0), aspect, flaws)
     assert torch.allclose(strong.mean((1, 2, 3)), images.mean((1, 2, 3)), atol=0.02)
     assert strong.std((2, 3)).mean() < 0.7 * mild.std((2, 3)).mean()
     assert mild.std((2, 3)).mean() < images.std((2, 3)).mean() + 1e-6
@@ -115,7 +130,7 @@ def test_block_coding_errs_with_its_coarseness() -> None:
     assert coarse > 20 * fine
 
 
-def test_bad_arguments_are_refused(words: tuple[Tensor, Tensor]) -> None:
+def test_bad_arguments_are_refused(words: Masks) -> None:
     with pytest.raises(ValueError, match="multiples of 8"):
         Composer((30, 128), seed=0)
     with pytest.raises(ValueError, match=r"difficulty must be within 0\.\.1"):

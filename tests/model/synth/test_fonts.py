@@ -9,6 +9,7 @@ from PIL import ImageFont
 
 from clip4str.synth import fonts
 from clip4str.synth.fonts import FontError, FontFace, FontLibrary
+from clip4str.synth.kinds import Kind
 
 
 @pytest.fixture
@@ -45,16 +46,33 @@ def test_a_face_draws_only_what_can_be_read_back() -> None:
     assert not capitals.can_draw("A@B")
     library = FontLibrary(None, [capitals, FontFace("b.ttf", "b", "", False, 0.4)])
     rng = np.random.default_rng(0)
-    chosen = {face.family for _ in range(50) if (face := library.choose("Open", rng))}
+    chosen = {face.family for _ in range(50) if (face := library.choose("Open", Kind.SIGN, rng))}
     assert chosen == {"b"}
-    assert FontLibrary(None, [capitals]).choose("Open", rng) is None
+    assert FontLibrary(None, [capitals]).choose("Open", Kind.SIGN, rng) is None
 
 
-def test_the_heavier_of_two_faces_comes_more_often() -> None:
+def test_signs_take_heavy_faces_and_print_any() -> None:
     library = FontLibrary(None, [FontFace(str(w), "a", "", False, w) for w in (0.2, 0.5)])
     rng = np.random.default_rng(0)
-    heavy = sum(face.weight == 0.5 for _ in range(400) if (face := library.choose("a", rng)))
-    assert 220 < heavy < 330
+
+    def heavy(kind: Kind) -> float:
+        return float(np.mean([library.choose("a", kind, rng) == library.families[0][1] for _ in range(400)]))
+
+    assert heavy(Kind.SIGN) > 0.65
+    assert 0.4 < heavy(Kind.FORM) < 0.6
+
+
+def test_kinds_have_their_families_and_few_slanted_faces() -> None:
+    names = ("Courier Prime", "Liberation Sans", "Leckerli One")
+    faces = [FontFace(f"{n}-{s}.ttf", n, "", False, 0.4) for n in names for s in ("Regular", "Italic")]
+    library = FontLibrary(None, faces)
+    rng = np.random.default_rng(0)
+    for kind, common in ((Kind.RECEIPT, names[0]), (Kind.FORM, names[1])):
+        chosen = [face for _ in range(500) if (face := library.choose("a", kind, rng))]
+        shares = {name: np.mean([face.family == name for face in chosen]) for name in names}
+        assert max(shares, key=lambda name: shares[name]) == common
+        assert shares["Leckerli One"] < 0.1
+        assert np.mean(["Italic" in face.path for face in chosen]) < 0.35
 
 
 def test_a_missing_or_empty_folder_says_how_to_collect_fonts(tmp_path: Path) -> None:
