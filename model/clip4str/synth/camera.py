@@ -21,11 +21,13 @@ class Camera:
         self, images: Tensor, crop_aspect: Tensor, contrast: Tensor, kinds: Tensor, firm: Tensor, hard: Tensor
     ) -> None:
         """Photograph or scan images [N, 3, H, W]; firm float [N] (0..1) bounds the blur, hard all the rest."""
+        # Shade and exposure: photographs of signs are seldom as bright as what they show.
+        images *= (1 - by_kind(kinds, 0.0, 0.05, 0.55) * hard * self._rand(len(images))).view(-1, 1, 1, 1)
         lit = self._some(by_kind(kinds, 0.1, 0.5, 0.6) * hard)
         if len(lit):
             amount = self._rand(len(lit)) * by_kind(kinds[lit], 0.05, 0.12, 0.4)
             images[lit] *= 1 + self._bank.textures(len(lit)) * amount.view(-1, 1, 1, 1)
-        scanned = self._some(by_kind(kinds, 0.75, 0.2, 0.0) * (hard > 0))
+        scanned = self._some(by_kind(kinds, 0.8, 0.25, 0.0) * (hard > 0))
         if len(scanned):
             images[scanned] = self._scan(images[scanned], contrast[scanned])
         self._soften(images, crop_aspect, kinds, firm, hard)

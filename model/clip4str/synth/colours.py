@@ -43,7 +43,7 @@ def draw_colours(kinds: Tensor, thin: Tensor, hard: Tensor, rng: torch.Generator
     sign = kinds == Kind.SIGN
     least = least_contrast(hard) + 0.25 * thin
     # Signs are seen in any light, most often poor; print is black on white, now and then faint.
-    skew = torch.where(sign, 1.2 + 1.2 * hard, by_kind(kinds, 0.12, 0.5, 0.0))
+    skew = torch.where(sign, 0.9 + 1.0 * hard, by_kind(kinds, 0.09, 0.5, 0.0))
     contrast = least + (by_kind(kinds, 0.98, 0.98, 0.92) - least) * rand(n) ** skew
     dark_ink = rand(n) < by_kind(kinds, 0.985, 0.995, 0.42)
     low = rand(n) ** 0.9 * (1 - contrast)

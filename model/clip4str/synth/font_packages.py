@@ -57,7 +57,7 @@ TYPEWRITER = re.compile(
     r"Sixtyfour|Compagnon|Routed Gothic Half|IBM$"
 )
 PLAIN = re.compile(
-    r"(Arimo|Liberation Sans|Liberation Serif|Nimbus Sans|Nimbus Roman|"
+    r"^(Arimo|Liberation Sans|Liberation Serif|Nimbus Sans|Nimbus Roman|"
     r"TeX Gyre (Heros|Termes|Adventor|Schola|Pagella|Bonum)|FreeSans|FreeSerif|QTHelvetd?$|Tinos|STIX|"
     r"XITS|Tempora|DejaVu|Open Sans|Noto S|Roboto(?! Mono)|Inter|Lato|Source Sans|Source Serif|Droid S|"
     r"Carlito|Caladea|Clear Sans|PT S|Fira Sans|IBM Plex S|Libre Franklin|Montserrat$|Raleway|Nunito|"
@@ -65,6 +65,12 @@ PLAIN = re.compile(
     r"CMU (Serif|Sans)|Century|Libre (Baskerville|Caslon|Bodoni)|Merriweather|Crimson|EB Garamond|"
     r"Bitter|Arvo|Atkinson|Verana|Tiresias|URW|OSP-DIN|League Spartan|Bebas|Cooper Hewitt|Yanone|"
     r"QTSchoolCentury|QTBasker|QTEurotype|Baskervald|XCharter|Heuristica|League Gothic)"
+)
+
+# What people fill in by hand, and signs imitate.
+HANDWRITTEN = re.compile(
+    r"Breip|Handwriting|Domestic|Abogado|Rufscript|Humor Sans|femkeklaver|MagicMarker|Kristi|wasn't|Comic Neue|"
+    r"Tomson|QTCasual|Dancing|Delphine|Wargames|Stick|Yusei|Kaushan|QTMerryScript|Summersby"
 )
 
 # Slanted faces by file name; every second face of a family is one, few printed words are.

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clip4str.charset import CHARACTERS
-from clip4str.synth.font_packages import CAPITALS, EXCLUDED, PACKAGES, PLAIN, SLANTED, TYPEWRITER
+from clip4str.synth.font_packages import CAPITALS, EXCLUDED, HANDWRITTEN, PACKAGES, PLAIN, SLANTED, TYPEWRITER
 from clip4str.synth.kinds import Kind
 
 _INDEX = "fonts.json"
@@ -37,8 +37,8 @@ _STYLE = re.compile(
     r"Expanded|Italic|Oblique|Display|Caption|Subhead|Text|Slanted|Unslanted|Regular|OSF|SC|\b(Lt|Md|Lg|Sb|Bk)\b"
 )
 _LETTERS_AND_DIGITS = "".join(c for c in CHARACTERS if c.isalnum())
-# Of the words of each kind: the share set in typewriter faces and in plain ones; the rest takes any.
-_FAMILIAR = {Kind.FORM: (0.38, 0.52), Kind.RECEIPT: (0.5, 0.4), Kind.SIGN: (0.02, 0.5)}
+# Of the words of each kind: the shares in typewriter, plain and handwritten faces; the rest takes any.
+_FAMILIAR = {Kind.FORM: (0.38, 0.50, 0.04), Kind.RECEIPT: (0.52, 0.40, 0.0), Kind.SIGN: (0.02, 0.48, 0.04)}
 # Letters whose two cases differ in shape; the others (Cc, Oo, ...) say nothing about small capitals.
 _TWO_SHAPED = "abdefghlnqrt"
 
@@ -134,8 +134,10 @@ class FontLibrary:
         for face in faces:
             families.setdefault(face.family, []).append(face)
         self.families: tuple[tuple[FontFace, ...], ...] = tuple(tuple(f) for _, f in sorted(families.items()))
-        self._typewriter = tuple(f for f in self.families if TYPEWRITER.search(f[0].family)) or self.families
-        self._plain = tuple(f for f in self.families if PLAIN.match(f[0].family)) or self.families
+        named = (TYPEWRITER, PLAIN, HANDWRITTEN)
+        pools = [tuple(f for f in self.families if names.search(f[0].family)) for names in named]
+        # A folder may lack a pool: its words then take any family.
+        self._pools = tuple(pool or self.families for pool in (*pools, self.families))
 
     @classmethod
     def open(cls, folder: Path | None) -> "FontLibrary":
@@ -171,16 +173,9 @@ class FontLibrary:
         Of three faces of a family signs often take the heaviest, as they are mostly set in bold type; slanted
         faces mostly give way to upright ones.
         """
-        typewriter, plain = _FAMILIAR[kind]
+        edges = np.cumsum(_FAMILIAR[kind])
         for _ in range(64):
-            u = rng.random()
-            pool = (
-                self._typewriter
-                if u < typewriter
-                else self._plain
-                if u < typewriter + plain
-                else self.families
-            )
+            pool = self._pools[int(np.searchsorted(edges, rng.random(), side="right"))]
             family = pool[int(rng.random() * len(pool))]
             faces = [family[int(rng.random() * len(family))] for _ in range(3)]
             if rng.random() < 0.75:

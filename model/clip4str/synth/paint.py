@@ -24,7 +24,7 @@ class Painter:
         images = self._surface(colours, kinds, hard)
         self._add_neighbours(images, masks, placement, colours, kinds, hard)
         self._add_shadows(images, word, colours, kinds, hard)
-        images = self._print(images, word, colours, kinds, hard)
+        images = self._print(images, word, placement, colours, kinds, hard)
         self._add_rules(images, placement, colours, kinds, hard)
         return images
 
@@ -91,20 +91,21 @@ class Painter:
     def _add_shadows(
         self, images: Tensor, word: Tensor, colours: Colours, kinds: Tensor, hard: Tensor
     ) -> None:
-        """Outlines, drop shadows and glows under the word on some signs."""
-        some = self._some(by_kind(kinds, 0.0, 0.0, 0.45) * hard)
+        """Outlines, drop shadows, sides of raised letters and glows under the word on some signs."""
+        some = self._some(by_kind(kinds, 0.0, 0.0, 0.5) * hard)
         if not len(some):
             return
         m = len(some)
         ink = word[some]
         grown = F.max_pool2d(ink, (3, 5), 1, (1, 2))
-        row, column = (
-            int(v) - 2 for v in torch.randint(0, 5, (2,), generator=self._rng, device=self._rng.device)
-        )
-        shadow = torch.roll(ink, (row, column * 2), (2, 3))
+        row, column = self._step()
+        shadow = torch.roll(ink, (2 * row, 3 * column), (2, 3))
+        side = torch.maximum(torch.roll(ink, (row, 2 * column), (2, 3)), shadow)
         glow = F.avg_pool2d(grown, (5, 9), 1, (2, 4))
         pick = self._rand(m, 1, 1, 1)
-        layer = torch.where(pick < 0.4, grown, torch.where(pick < 0.75, shadow, glow))
+        layer = torch.where(
+            pick < 0.35, grown, torch.where(pick < 0.55, shadow, torch.where(pick < 0.8, side, glow))
+        )
         # The layer lies on the ground's side of the ink, or beyond it: it must not swallow the word.
         ground, fill = colours.ground[some], colours.ink[some]
         beyond = (ground + (ground - fill) * (0.2 + 0.8 * self._rand(m, 1))).clamp(0, 1)
@@ -112,11 +113,37 @@ class Painter:
         colour = torch.where(self._rand(m, 1) < 0.6, beyond, between).view(m, 3, 1, 1)
         images[some] = images[some].lerp(colour, layer * (0.4 + 0.6 * self._rand(m, 1, 1, 1)))
 
-    def _print(self, images: Tensor, word: Tensor, colours: Colours, kinds: Tensor, hard: Tensor) -> Tensor:
-        """The word over its ground; its ink is uneven."""
+    def _step(self) -> tuple[int, int]:
+        """A row and a column to move by, -1..1 each, not both 0."""
+        step = int(torch.randint(0, 8, (1,), generator=self._rng, device=self._rng.device))
+        return divmod(step + step // 4, 3)[0] - 1, (step + step // 4) % 3 - 1
+
+    def _print(
+        self,
+        images: Tensor,
+        word: Tensor,
+        placement: Placement,
+        colours: Colours,
+        kinds: Tensor,
+        hard: Tensor,
+    ) -> Tensor:
+        """The word over its ground. Its ink is uneven; on signs it may shade from top to bottom or be raised."""
         n = images.shape[0]
         amount = self._rand(n) ** 2 * by_kind(kinds, 0.35, 0.5, 0.6) * hard * colours.contrast
         fill = colours.ink.view(n, 3, 1, 1) + self._bank.textures(n) * amount.view(n, 1, 1, 1)
+        some = self._some(by_kind(kinds, 0.0, 0.0, 0.3) * hard)
+        if len(some):
+            m = len(some)
+            away = (colours.ink - colours.ground)[some] * (1.4 * self._rand(m, 3) - 0.7)
+            height = placement.y[some].clamp(-0.5, 0.5).unsqueeze(1)
+            fill[some] += away.view(m, 3, 1, 1) * height
+        some = self._some(by_kind(kinds, 0.0, 0.0, 0.25) * hard)
+        if len(some):
+            row, column = self._step()
+            ink = word[some]
+            slope = torch.roll(ink, (row, 2 * column), (2, 3)) - torch.roll(ink, (-row, -2 * column), (2, 3))
+            depth = (0.15 + 0.35 * self._rand(len(some))) * colours.contrast[some]
+            fill[some] += slope * depth.view(-1, 1, 1, 1)
         return torch.lerp(images, fill, word)
 
     def _add_rules(

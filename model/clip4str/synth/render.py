@@ -47,17 +47,22 @@ def render_word(
     if len(label) > 1 and rng.random() < spacing:
         # Wide setting is common on signs, letters that nearly touch in headlines.
         tracking = float(rng.choice((-0.06, -0.04, 0.04, 0.08, 0.14, 0.25, 0.5))) * size
+    # Capitals with a larger first letter, as titles have them.
+    first = 1.0
+    if kind is Kind.SIGN and len(label) > 2 and label.isupper() and rng.random() < 0.06:
+        first = float(rng.uniform(1.15, 1.4))
     bounce = float(rng.uniform(0.02, 0.1)) * size if rng.random() < uneven else 0.0
     wide = int(font.getlength(label) + max(tracking, 0.0) * len(label)) + 4 * pad
     baseline = 2 * size
     image = Image.new("L", (wide, 3 * size))
     draw = ImageDraw.Draw(image)
-    if tracking or bounce:
+    if tracking or bounce or first > 1:
         x = float(2 * pad)
-        for character in label:
+        for number, character in enumerate(label):
             y = baseline + (bounce * float(rng.standard_normal()) if bounce else 0.0)
-            draw.text((x, y), character, fill=255, font=font, anchor="ls", stroke_width=stroke)
-            x += font.getlength(character) + tracking
+            own = font if number else fonts.load(face, round(first * size))
+            draw.text((x, y), character, fill=255, font=own, anchor="ls", stroke_width=stroke)
+            x += own.getlength(character) + tracking
     else:
         draw.text((2 * pad, baseline), label, fill=255, font=font, anchor="ls", stroke_width=stroke)
     box = image.getbbox()
@@ -80,7 +85,7 @@ def render_word(
     word = image.resize(
         (across, high), Image.Resampling.BILINEAR, box=(max(left, 0), top, min(right, wide), bottom)
     )
-    stretch = float(np.exp(rng.normal(-0.2, 0.2))) if rng.random() < 0.7 else 1.0
+    stretch = float(np.exp(rng.normal(-0.22, 0.25))) if rng.random() < 0.75 else 1.0
     return WordMask(np.array(word), (right - left) / (bottom - top) * stretch)
 
 
