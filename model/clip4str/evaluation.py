@@ -3,13 +3,22 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
 from clip4str.charset import ALPHANUMERIC_LOWER, adapt
 from clip4str.datasets import DatasetError, WordSet
 from clip4str.reading import Reading
-from clip4str.recognizer import Recognizer
+
+
+class Reader(Protocol):
+    """What can be measured: a `Recognizer`, or anything else that reads word images."""
+
+    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
+        """One reading for each image, in order."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +97,7 @@ def score(readings: Sequence[Reading], labels: Sequence[str], seconds: float) ->
     )
 
 
-def evaluate(
-    recognizer: Recognizer, dataset: WordSet, batch_size: int = 64, limit: int | None = None
-) -> SetReport:
+def evaluate(reader: Reader, dataset: WordSet, batch_size: int = 64, limit: int | None = None) -> SetReport:
     """Read a set and measure it: the whole of it, or `limit` crops spread evenly over it.
 
     Raises:
@@ -106,5 +113,5 @@ def evaluate(
     readings: list[Reading] = []
     started = time.perf_counter()
     for start in range(0, count, batch_size):
-        readings += recognizer.read([dataset.image(row) for row in rows[start : start + batch_size]])
+        readings += reader.read([dataset.image(row) for row in rows[start : start + batch_size]])
     return score(readings, labels, time.perf_counter() - started)

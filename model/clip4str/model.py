@@ -135,9 +135,13 @@ class CLIP4STR(nn.Module):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> the encoder's input, in the dtype and on the device of the weights."""
-        weight = self.clip_model.visual.proj
-        mean, std = _statistics(self.config.mean, self.config.std, weight.device)
-        return ((pixels.to(weight.device, torch.float32) / 255 - mean) / std).to(weight.dtype)
+        return normalize(pixels, self.config, self.clip_model.visual.proj)
+
+
+def normalize(pixels: Tensor, config: ModelConfig, weight: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] -> the encoder's input, in the dtype and on the device of one of its weights."""
+    mean, std = _statistics(config.mean, config.std, weight.device)
+    return ((pixels.to(weight.device, torch.float32) / 255 - mean) / std).to(weight.dtype)
 
 
 @cache

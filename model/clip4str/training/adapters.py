@@ -10,23 +10,28 @@ N batch, S image tokens, W width of the image encoder, D dimension of its featur
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip4str import towers
 from clip4str.autoregression import autoregress
 from clip4str.config import ModelConfig
+from clip4str.containers import explained, read_safetensors
 from clip4str.decoding import refine
-from clip4str.model import Decoder, init_decoder
+from clip4str.model import Decoder, init_decoder, normalize
 
 State = dict[str, Tensor]
 _MLP_RATIO = 4  # of CLIP's blocks
+_MODEL, _ADAPTER = "clip4str", "clip4str_adapter"  # metadata of a file: the two configurations, JSON
 _TEMPERATURE = 0.1  # of a ladder's mixing weights
 _BESIDE_DECODER = ("pos_queries", "head.", "text_embed.")  # parts of the decoder not published under its name
 
@@ -166,6 +171,10 @@ class AdapterModel(nn.Module):
             memory = self.adapter(towers.encode_image(self.clip_model, pixels))
         return memory
 
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> the encoder's input."""
+        return normalize(pixels, self.config, self.clip_model.visual.proj)
+
     def train(self, mode: bool = True) -> AdapterModel:
         """As of any module, but the encoder stays in evaluation mode: it is frozen, batch statistics too."""
         super().train(mode)
@@ -200,6 +209,23 @@ def init_adapter_model(model: AdapterModel) -> None:
             reduction = len(encoder["proj"]) // block.attn.out_proj.in_features
             state = _under(encoder, f"transformer.resblocks.{index}.")
             block.load_state_dict(prune_block(state, reduction))
+
+
+def save_adapter_model(model: AdapterModel, path: Path) -> None:
+    """Write the whole model, its frozen encoder too, as safetensors that `load_adapter_model` reads."""
+    notes = {_MODEL: json.dumps(model.config.to_dict()), _ADAPTER: json.dumps(asdict(model.adapter_config))}
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, notes)
+
+
+def load_adapter_model(path: Path) -> AdapterModel:
+    """Read a file of `save_adapter_model`, in evaluation mode. Raises CheckpointError."""
+    state, notes = read_safetensors(path)
+    with explained(path, "is no adapter model"):
+        config = ModelConfig.from_dict(json.loads(notes[_MODEL]))
+        adapter = json.loads(notes[_ADAPTER])
+        model = AdapterModel(config, AdapterConfig(**adapter | {"blocks": tuple(adapter["blocks"])}))
+        model.load_state_dict(state)
+    return model.eval()
 
 
 def prune_block(state: Mapping[str, Tensor], reduction: int) -> State:

@@ -12,26 +12,31 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from clip4str.charset import BOS, EOS, PAD, adapt, decode_caption
-from clip4str.model import CLIP4STR
+from clip4str.model import CLIP4STR, Decoder
 from clip4str.towers import tokenize
 
 # Half of all permutations of 3 and of 4 characters, chosen so that none is another's reversal.
 _POOL_INDICES = {2: [0], 3: [0, 1, 2], 4: [0, 3, 4, 6, 9, 10, 12, 16, 17, 18, 19, 21]}
+_WITH_END = 2  # the end token is learnt in the first two orders alone
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectiveOptions:
-    """The published defaults. `permutations`: of each batch, mirrored ones included."""
+class ObjectiveOptions(BaseModel):
+    """What is learnt; the defaults are the published ones."""
 
-    permutations: int = 6
-    cross_loss_weight: float = 1.0
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    permutations: Annotated[int, Field(ge=2)] = 6  # of each batch, mirrored ones included
+    cross_modal: bool = True  # else: the visual branch alone
+    cross_loss_weight: Annotated[float, Field(ge=0)] = 1.0
     detach_image: bool = True  # keep the cross-modal branch's loss from training the image encoder
     cross_context_is_truth: bool = True  # else: the visual branch's own characters
     cross_cloze: bool = False  # else: the cross-modal branch uses the permutations' masks
@@ -39,13 +44,55 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars, and the logits [N, K, n + 1, 95] they come from."""
+    """Mean cross-entropies over all targets, scalars, and the logits [N, K, n + 1, 95] they come from."""
 
     total: Tensor
     visual: Tensor
-    cross_modal: Tensor
+    cross_modal: Tensor | None  # None: not trained
     visual_logits: Tensor
-    cross_modal_logits: Tensor
+    cross_modal_logits: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class PermutedBatch:
+    """A batch of labels factorised along K orders; n + 1 positions, the last for the end token.
+
+    Build it with `permute`.
+    """
+
+    context: Tensor  # int64 [N, n + 1]: BOS and the characters
+    labels: Tensor  # int64 [N, K, n + 1]: what to predict; PAD counts nothing
+    real: Tensor  # bool [N, 1, 1, n + 1]: context that is BOS or a character
+    sees: Tensor  # bool [K, n + 1, n + 1]: may this query see that context, by its order?
+
+    @property
+    def count(self) -> int:
+        """K."""
+        return len(self.sees)
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [n + 1]."""
+        return torch.arange(self.context.shape[1], device=self.context.device)
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Mean over all targets of logits [N, K, n + 1, 95]."""
+        return F.cross_entropy(logits.flatten(0, 2), self.labels.flatten(), ignore_index=PAD)
+
+
+def permute(targets: Tensor, orders: Tensor) -> PermutedBatch:
+    """`targets` int64 [N, n + 2] as of `charset.encode`; `orders` int64 [K, n + 2] as of `permutations`."""
+    context, wanted = targets[:, :-1], targets[:, 1:]  # [N, n + 1] both
+    labels = wanted.unsqueeze(1).repeat(1, len(orders), 1)  # [N, K, n + 1]
+    labels[:, _WITH_END:] = labels[:, _WITH_END:].masked_fill(labels[:, _WITH_END:] == EOS, PAD)
+    real = ((context != PAD) & (context != EOS))[:, None, None, :]
+    return PermutedBatch(context, labels, real, query_mask(orders.to(targets.device)))
+
+
+def target_count(targets: Tensor, orders: int) -> int:
+    """How many targets the losses of `targets` int64 [N, n + 2] are means over, with so many orders."""
+    characters = int(((targets > EOS) & (targets < BOS)).sum())
+    return orders * characters + min(orders, _WITH_END) * len(targets)
 
 
 def permutations(length: int, count: int, rng: np.random.Generator) -> Tensor:
@@ -85,47 +132,53 @@ def query_mask(orders: Tensor) -> Tensor:
     return rank[:, 1:, None] > rank[:, None, :-1]
 
 
+def visual_logits(decoder: Decoder, image_features: Tensor, batch: PermutedBatch) -> Tensor:
+    """Logits, float32 [N, K, n + 1, 95], of a decoder that sees the image alone: features [N, S, D]."""
+    content = decoder.project_content(batch.context)
+    memory = decoder.project_memory(image_features)
+    mask = (batch.real & batch.sees).flatten(1, 2).unsqueeze(1)  # [N, 1, K * (n + 1), C]
+    logits: Tensor = decoder(content, memory, batch.positions.repeat(batch.count), mask)
+    permuted: Tensor = logits.float().unflatten(1, (batch.count, -1))
+    return permuted
+
+
+def cross_modal_logits(
+    model: CLIP4STR, image_features: Tensor, batch: PermutedBatch, read: Tensor, options: ObjectiveOptions
+) -> Tensor:
+    """Logits, float32 [N, K, n + 1, 95], given what the visual branch read: class ids int64 [N, K, n + 1]."""
+    decoder, count = model.cross_decoder, batch.count
+    read = read.flatten(0, 1)  # [N * K, n + 1]: each order has its own caption
+    text_memory = decoder.project_memory(_caption_features(model, read))
+    image = image_features.detach() if options.detach_image else image_features
+    memory = decoder.project_memory(image).repeat(count).append(text_memory)
+    if options.cross_context_is_truth:
+        content = decoder.project_content(batch.context).repeat(count)
+    else:
+        own = torch.cat([read.new_full((len(read), 1), BOS), read[:, :-1]], dim=1)
+        content = decoder.project_content(own)
+    sees, positions = batch.sees, batch.positions
+    if options.cross_cloze:
+        sees = (positions != positions[:, None] + 1).expand_as(sees)
+    mask = (batch.real & sees).flatten(0, 1).unsqueeze(1)  # [N * K, 1, n + 1, C]
+    logits: Tensor = decoder(content, memory, slice(0, len(positions)), mask)
+    permuted: Tensor = logits.float().unflatten(0, (-1, count))
+    return permuted
+
+
 def permuted_losses(
     model: CLIP4STR, image_features: Tensor, targets: Tensor, orders: Tensor, options: ObjectiveOptions
 ) -> Losses:
-    """Both branches' cross-entropy over all permutations.
+    """The branches' cross-entropy over all permutations.
 
     `image_features` [N, S, D]; `targets` int64 [N, n + 2] as of `charset.encode`; `orders` [K, n + 2].
     """
-    count = len(orders)
-    context, wanted = targets[:, :-1], targets[:, 1:]  # [N, n + 1] both
-    length = context.shape[1]
-    positions = torch.arange(length, device=targets.device)
-    real = ((context != PAD) & (context != EOS))[:, None, None, :]  # [N, 1, 1, C]
-    sees = query_mask(orders.to(targets.device))  # [K, n + 1, C]
-
-    visual_content = model.visual_decoder.project_content(context)
-    visual_memory = model.visual_decoder.project_memory(image_features)
-    mask = (real & sees).flatten(1, 2).unsqueeze(1)  # [N, 1, K * (n + 1), C]
-    visual = model.visual_decoder(visual_content, visual_memory, positions.repeat(count), mask)
-    visual = visual.float().unflatten(1, (count, length))  # [N, K, n + 1, 95]
-
-    read = visual.detach().argmax(-1).flatten(0, 1)  # [N * K, n + 1]: each permutation has its own caption
-    text_memory = model.cross_decoder.project_memory(_caption_features(model, read))
-    image = image_features.detach() if options.detach_image else image_features
-    cross_memory = model.cross_decoder.project_memory(image).repeat(count).append(text_memory)
-    if options.cross_context_is_truth:
-        cross_content = model.cross_decoder.project_content(context).repeat(count)
-    else:
-        own = torch.cat([read.new_full((len(read), 1), BOS), read[:, :-1]], dim=1)
-        cross_content = model.cross_decoder.project_content(own)
-    if options.cross_cloze:
-        sees = (positions != positions[:, None] + 1).expand_as(sees)
-    mask = (real & sees).flatten(0, 1).unsqueeze(1)  # [N * K, 1, n + 1, C]
-    cross = model.cross_decoder(cross_content, cross_memory, slice(0, length), mask)
-    cross = cross.float().unflatten(0, (-1, count))  # [N, K, n + 1, 95]
-
-    labels = wanted.unsqueeze(1).repeat(1, count, 1)  # [N, K, n + 1]
-    labels[:, 2:] = labels[:, 2:].masked_fill(
-        labels[:, 2:] == EOS, PAD
-    )  # EOS is learnt in the first two orders
-    visual_loss = F.cross_entropy(visual.flatten(0, 2), labels.flatten(), ignore_index=PAD)
-    cross_loss = F.cross_entropy(cross.flatten(0, 2), labels.flatten(), ignore_index=PAD)
+    batch = permute(targets, orders)
+    visual = visual_logits(model.visual_decoder, image_features, batch)
+    visual_loss = batch.cross_entropy(visual)
+    if not options.cross_modal:
+        return Losses(visual_loss, visual_loss, None, visual, None)
+    cross = cross_modal_logits(model, image_features, batch, visual.detach().argmax(-1), options)
+    cross_loss = batch.cross_entropy(cross)
     total = visual_loss + options.cross_loss_weight * cross_loss
     return Losses(total, visual_loss, cross_loss, visual, cross)
 

@@ -3,44 +3,100 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from clip4str.training.adapters import AdapterConfig
+from clip4str.training.objective import ObjectiveOptions
+from clip4str.training.sources import Source, SyntheticSource
+
+Variant = Literal["tiny", "base32", "base16", "large14", "huge14"]
+Blocks = Annotated[int, Field(ge=-1)] | None  # see `freezing.freeze`; None: as the variant's configuration says
 
 
 class RecipeError(ValueError):
     """A recipe file is missing, unreadable or has a wrong field; one line for the user."""
 
 
-class Recipe(BaseModel):
-    """One training run on synthetic words. All amounts of progress are counted in crops shown to the model."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    output: Path  # folder for the state, the log and the model file
-    variant: Literal["tiny"] = "tiny"
-    init: str | None = None  # a model to start from, "default" or a path; None: random
-    fonts: Path | None = None  # folder of fonts, see `python -m clip4str.synth.fonts`
-    seed: int = 1
-    batch_size: PositiveInt = 64
+
+class OneCycle(_Part):
+    """The published schedule: cosine up to the peak, cosine down to almost nothing."""
+
+    kind: Literal["one_cycle"] = "one_cycle"
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.075  # share of the run
+    start_divisor: PositiveFloat = 25.0  # the first rate is the peak over this
+    end_divisor: PositiveFloat = 1e4  # and the last is the first over this
+
+
+class Flat(_Part):
+    """Linear up, constant, linear down to `end`: the constant part can be continued for as long as one likes."""
+
+    kind: Literal["flat"] = "flat"
+    warmup: NonNegativeInt = 20_000  # crops
+    decay: NonNegativeInt = 200_000  # crops, at the end
+    end: Annotated[float, Field(ge=0, le=1)] = 0.01  # share of the peak
+
+
+class Optimization(_Part):
+    """AdamW's rates and their schedule; the defaults are the published ones."""
+
+    learning_rate: PositiveFloat = 8.4e-5  # peak, for a step of `rate_batch` crops; it grows with the step
+    rate_batch: PositiveInt = 512
+    decoder_rate_factor: PositiveFloat = 19.0  # of all that is not CLIP's
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    decoder_decay_factor: Annotated[float, Field(ge=0)] = 1.0
+    schedule: Annotated[OneCycle | Flat, Field(discriminator="kind")] = OneCycle()
+    gradient_clip: PositiveFloat = 20.0  # norm
+
+
+class Average(_Part):
+    """A second set of weights beside the trained ones, which is what gets validated and saved as the model."""
+
+    kind: Literal["ema", "swa"]  # exponential moving average; stochastic weight averaging: the plain mean
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999  # of "ema", per step
+    start: NonNegativeInt = 0  # crops before the average begins
+
+
+class Recipe(_Part):
+    """One training run. Amounts of progress are counted in crops shown to the model, by all processes together."""
+
+    output: Path  # folder for the state, the logs and the model files
+    variant: Variant = "tiny"  # of a model that starts at random
+    init: str = "random"  # or a CLIP4STR model to start from: default, a fetched model's name, a path
+    clip: Path | None = None  # CLIP's own weights for the encoders of a model that starts at random otherwise
+    new_decoders: bool = False  # take only the encoders of `init`
+    data: Annotated[tuple[Source, ...], Field(min_length=1)] = (SyntheticSource(source="synthetic"),)
+    workers: NonNegativeInt = 1  # data processes for each training process; the data depends on it
+    seed: NonNegativeInt = 1
     samples: PositiveInt = 1_000_000
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    warmup: int = 20_000  # of the learning rate, linear
-    decay: int = 200_000  # at the end, the rate falls to 1 % linearly; between, it is constant
-    gradient_clip: float = 5.0
-    encoder_only: int = 100_000  # first, the column classifier alone teaches the image encoder
-    column_loss_weight: float = 0.2  # of the column classifier, once the decoders learn too
-    permutations: int = 6
-    start_difficulty: float = 0.2  # of the synthesis
-    start_length: int = 8  # longest label
-    full_difficulty_at: int = 150_000
-    validation: tuple[Path, ...] = ()  # sets as of `clip4str eval`
+    batch_size: PositiveInt = 64  # crops of one process at a time
+    accumulate: PositiveInt = 1  # batches of one optimiser step
+    objective: ObjectiveOptions = ObjectiveOptions()
+    encoder_only: NonNegativeInt = 0  # crops for which the column classifier alone teaches the image encoder
+    column_loss_weight: Annotated[float, Field(ge=0)] = 0.0  # of the column classifier beside the decoders
+    freeze_image_layers: Blocks = None
+    freeze_text_layers: Blocks = None
+    freeze_statistics: bool = True  # of batch normalisation: it runs as it will when reading
+    adapter: AdapterConfig | None = None  # train an adapter and one decoder on a frozen image encoder instead
+    optimization: Optimization = Optimization()
+    average: Average | None = None
+    bf16: bool = True  # mixed precision: bfloat16 activations
+    validation: tuple[
+        Path, ...
+    ] = ()  # sets as of `clip4str eval`; the best model is kept by their mean accuracy
     validation_crops: PositiveInt = 300  # of each set
     validate_every: PositiveInt = 50_000
     save_every: PositiveInt = 10_000
-    bf16: bool = True  # mixed precision: bfloat16 activations
+    log_every: PositiveInt = 1_000
+
+    def step_crops(self, world: int) -> int:
+        """Crops of one optimiser step of `world` processes."""
+        return self.batch_size * self.accumulate * world
 
 
 def read_recipe(path: Path) -> Recipe:

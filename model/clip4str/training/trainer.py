@@ -1,207 +1,330 @@
-"""The training loop: synthetic words in, a model file out; stops and goes on from its saved state."""
+"""The training loop: batches in, a model file out; killed at any moment, it goes on as if nothing had been.
+
+One process on a CPU or a GPU, or several under `torchrun`, by Lightning Fabric. Everything random in a step is a
+function of (seed, step), and losses are means over the whole step: how many processes share it, and in how many
+batches, changes no loss but by rounding (batch statistics aside, where they are trained).
+"""
 
 from __future__ import annotations
 
 import json
-import logging
+import math
+import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import DataLoader
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from clip4str import checkpoint
-from clip4str.charset import encode
-from clip4str.config import VARIANTS
-from clip4str.datasets import open_set
-from clip4str.evaluation import evaluate
-from clip4str.hardware import resolve_device
-from clip4str.model import CLIP4STR, init_decoder
-from clip4str.recognizer import Recognizer
-from clip4str.synth.stream import Curriculum, Stage, SyntheticBatch, WordStream
-from clip4str.training.auxiliary import ColumnClassifier
-from clip4str.training.objective import ObjectiveOptions, permutations, permuted_losses
-from clip4str.training.recipe import Recipe, read_recipe
-
-log = logging.getLogger(__name__)
+from clip4str.charset import PAD, encode
+from clip4str.hardware import keep_freed_memory
+from clip4str.synth.stream import WordBatch
+from clip4str.training.network import Model, Network
+from clip4str.training.objective import permutations, target_count
+from clip4str.training.optimization import build_stepper, peak_rate
+from clip4str.training.recipe import Average, Flat, Recipe, RecipeError, read_recipe
+from clip4str.training.run_log import RunLog
+from clip4str.training.sources import Mixture, batches
+from clip4str.training.validation import save, validate
 
 _FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+_ORDERS, _DROPOUT = range(2)  # independent streams of random numbers under one seed
+# What may change between two parts of a run: it decides neither the weights nor the data.
+_CHANGEABLE = {"output", "validation", "validation_crops", "validate_every", "save_every", "log_every"}
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on; one line for the user."""
+
+
+def train(recipe_file: Path) -> None:
+    """Run a recipe file. Raises RecipeError, CheckpointError, FontError, DatasetError or TrainingError."""
+    recipe = read_recipe(recipe_file)
+    trainer = Trainer(recipe, launch(recipe))
+    trainer.run()
+
+
+def launch(recipe: Recipe) -> Fabric:
+    """One process, or this one of those that `torchrun` started: on its GPU if there are any, else on the CPU."""
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    fabric = Fabric(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=local,
+        num_nodes=world // local,
+        strategy=DDPStrategy(find_unused_parameters=True) if world > 1 else "auto",
+        precision="bf16-mixed" if recipe.bf16 else "32-true",
+    )
+    fabric.launch()
+    return fabric
 
 
 class Trainer:
-    """One run of a recipe. Its state file lets a stopped run go on."""
+    """One run of a recipe. What it saves in the recipe's `output` lets a stopped run go on.
 
-    def __init__(self, recipe: Recipe) -> None:
+    Raises RecipeError where the recipe does not fit the saved run, or the processes.
+    """
+
+    def __init__(self, recipe: Recipe, fabric: Fabric) -> None:
+        self.recipe, self.fabric = recipe, fabric
+        keep_freed_memory()
         torch.manual_seed(recipe.seed)
-        self.recipe = recipe
-        self.device = resolve_device(None)
-        self.model = _initial_model(recipe).to(self.device).train()
-        self.columns = ColumnClassifier(self.model.config).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            _groups(recipe, self.model, self.columns), betas=(0.9, 0.98), eps=1e-6
+        network = self._synchronized(Network(recipe))
+        rate = peak_rate(
+            recipe.optimization,
+            batch_size=recipe.batch_size,
+            accumulate=recipe.accumulate,
+            world=fabric.world_size,
+            adapter=recipe.adapter is not None,
         )
-        self.samples = 0
+        self.step_crops = recipe.step_crops(fabric.world_size)
+        self.network = fabric.setup_module(network)
+        self.network.train()
+        self.stepper = build_stepper(
+            self._bare.named_parameters(),
+            recipe.optimization,
+            rate=rate,
+            step_crops=self.step_crops,
+            samples=recipe.samples,
+            adapter=recipe.adapter.kind if recipe.adapter else None,
+        )
+        self.average = _averaged(self.model, recipe.average)
+        self.steps = 0
+        self.best = -1.0  # mean accuracy of the best validation
+        self._sums: dict[str, Tensor] = {}
         recipe.output.mkdir(parents=True, exist_ok=True)
         if self._state_file.exists():
             self._restore()
 
     @property
-    def _state_file(self) -> Path:
-        return self.recipe.output / "run.state"
+    def samples(self) -> int:
+        """Crops shown so far."""
+        return self.steps * self.step_crops
+
+    @property
+    def model(self) -> Model:
+        """What is trained."""
+        return self._bare.model
 
     @property
     def model_file(self) -> Path:
-        """What the run makes."""
+        """What the run makes: the best model by validation or, without validation, the last."""
         return self.recipe.output / "model.safetensors"
 
+    @property
+    def last_file(self) -> Path:
+        """The model of the last validation, or of the end."""
+        return self.recipe.output / "last" / "model.safetensors"
+
+    @property
+    def _bare(self) -> Network:
+        return cast(Network, self.network.module)
+
+    @property
+    def _state_file(self) -> Path:
+        return self.recipe.output / "run.state"
+
     def run(self) -> None:
-        """Train to the recipe's end; write `model_file` there and at each validation."""
+        """Train to the recipe's end."""
         recipe = self.recipe
-        batches = self._batches()
-        while self.samples < recipe.samples:
-            until = min(recipe.samples, (self.samples // recipe.save_every + 1) * recipe.save_every)
-            self._record(self._train_until(until, batches))
-            self._save()
-            validation_due = _crossed(self.samples - recipe.save_every, self.samples, recipe.validate_every)
-            if validation_due or self.samples >= recipe.samples:
-                checkpoint.save(self.model_file, self.model)
-                self._record({"accuracy_36": self.validate()})
-
-    def _train_until(self, samples: int, batches: Iterator[SyntheticBatch]) -> dict[str, float]:
-        """Train; returns the speed and the mean of every loss."""
-        history: list[dict[str, float]] = []
-        before, started = self.samples, time.perf_counter()
-        while self.samples < samples:
-            history.append(self.step(next(batches)))
-        speed = (self.samples - before) / (time.perf_counter() - started)
-        means = {name: [step[name] for step in history if name in step] for name in history[-1]}
-        return {"crops_per_second": round(speed, 1)} | {
-            name: round(sum(values) / len(values), 4) for name, values in means.items()
-        }
-
-    def step(self, batch: SyntheticBatch) -> dict[str, float]:
-        """One optimiser step; returns its losses."""
-        recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * self.learning_rate_factor()
-        targets = encode(batch.labels).to(self.device)
-        with self._precision():
-            features = self.model.encode_image(self.model.normalize(batch.images))
-            losses = {"columns": self.columns.loss(features, targets)}
-            total = losses["columns"]
-            if self.samples >= recipe.encoder_only:
-                rng = np.random.default_rng((recipe.seed, self.samples))
-                orders = permutations(targets.shape[1] - 2, recipe.permutations, rng)
-                branches = permuted_losses(self.model, features, targets, orders, ObjectiveOptions())
-                losses |= {"visual": branches.visual, "cross_modal": branches.cross_modal}
-                total = branches.total + recipe.column_loss_weight * losses["columns"]
-        total.backward()
-        losses["gradient_norm"] = nn.utils.clip_grad_norm_(self._parameters(), recipe.gradient_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.samples += len(batch.labels)
-        return {name: float(value.detach()) for name, value in losses.items()}
-
-    def validate(self) -> dict[str, dict[str, float]]:
-        """accuracy_36 of the saved model on each validation set, in percent, by branch."""
-        recognizer = Recognizer.load(str(self.model_file), device=str(self.device))
-        results = {}
-        for path in self.recipe.validation:
-            words = open_set(path)
-            accuracy = evaluate(recognizer, words, limit=self.recipe.validation_crops).accuracy_36
-            results[words.name] = {"final": round(accuracy.final, 1), "visual": round(accuracy.visual, 1)}
-        return results
-
-    def _batches(self) -> Iterator[SyntheticBatch]:
-        recipe = self.recipe
-        full = max(1, recipe.full_difficulty_at)
-        reached = min(1.0, self.samples / full)
-        length = round(recipe.start_length + reached * (self.model.config.max_length - recipe.start_length))
-        difficulty = recipe.start_difficulty + reached * (1 - recipe.start_difficulty)
-        stages = [Stage(0, length, difficulty)]
-        if reached < 1:
-            stages.append(Stage(full - self.samples, self.model.config.max_length, 1.0))
-        stream = WordStream(
-            recipe.fonts,
-            seed=recipe.seed + self.samples,  # a continued run sees new words
+        mixture = Mixture(
+            recipe.data,
+            size=self.model.config.vision.image_size,
+            seed=recipe.seed,
             batch_size=recipe.batch_size,
-            curriculum=Curriculum(tuple(stages)),
+            start=self.steps * recipe.accumulate,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
         )
-        loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=16)
-        return iter(loader)
+        stream = batches(mixture, recipe.workers)
+        if not self.fabric.is_global_zero:
+            self._train(stream, None)
+            return
+        with RunLog(recipe.output, self.samples, recipe.samples) as log:
+            self._train(stream, log)
 
-    def learning_rate_factor(self) -> float:
-        """Of the peak, now: linear warm-up, constant, linear decay to 0.01."""
+    def _train(self, stream: Iterator[WordBatch], log: RunLog | None) -> None:
+        """All steps that are left; `log` on the first process only."""
+        recipe, started, counted = self.recipe, time.perf_counter(), self.samples
+        while self.samples < recipe.samples:
+            before = self.samples
+            self.step([next(stream) for _ in range(recipe.accumulate)])
+            if log is not None:
+                log.progress(self.step_crops)
+            over = self.samples >= recipe.samples
+
+            def due(every: int, before: int = before, over: bool = over) -> bool:
+                return over or before // every != self.samples // every
+
+            if due(recipe.log_every):
+                losses = self.mean_losses()
+                speed = (self.samples - counted) / (time.perf_counter() - started)
+                if log is not None:
+                    log.record(self.samples, {"crops_per_second": round(speed, 1), **losses})
+            if due(recipe.validate_every):
+                self._on_first_process(lambda: self._validate(log))
+            if due(recipe.save_every):
+                self._on_first_process(self._save)
+            if due(recipe.log_every):  # what was written and measured takes no part in the speed
+                started, counted = time.perf_counter(), self.samples
+
+    def step(self, parts: list[WordBatch]) -> None:
+        """One optimiser step over this process' batches of it."""
+        recipe, world = self.recipe, self.fabric.world_size
+        targets = [encode(part.labels) for part in parts]
+        orders = None
+        shares = [0.0] * len(parts)
+        if self.samples >= recipe.encoder_only:
+            width = self._over_processes(max(target.shape[1] for target in targets), max)
+            targets = [F.pad(target, (0, width - target.shape[1]), value=PAD) for target in targets]
+            rng = np.random.default_rng((recipe.seed, _ORDERS, self.steps))
+            orders = permutations(width - 2, recipe.objective.permutations, rng)
+            counts = [target_count(target, len(orders)) for target in targets]
+            total = self._over_processes(sum(counts), sum)
+            shares = [count * world / total for count in counts]  # gradients are averaged over processes
+        self._seed_dropout()
+        for number, (part, target, share) in enumerate(zip(parts, targets, shares, strict=True), start=1):
+            with self.fabric.no_backward_sync(self.network, enabled=number < len(parts)), _attention():
+                images, target = self.fabric.to_device((part.images, target))
+                losses = self.network(images, target, orders)
+                self.fabric.backward(self._total(losses, share, len(parts)))
+            for name, loss in losses.items():
+                part_share = (1 / len(parts) if name == "columns" else share) / world
+                self._sums[name] = self._sums.get(name, 0) + loss.detach() * part_share
+        clip = recipe.optimization.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), clip)
+        self._sums["gradient_norm"] = self._sums.get("gradient_norm", 0) + norm / world
+        self._sums["steps"] = self._sums.get("steps", torch.zeros((), device=norm.device)) + 1 / world
+        self.stepper.step()
+        self.network.zero_grad()
+        self.steps += 1
+        if self.average is not None and recipe.average and self.samples >= recipe.average.start:
+            self.average.update_parameters(self.model)
+
+    def _total(self, losses: dict[str, Tensor], share: float, parts: int) -> Tensor:
+        """What is minimised. While the column classifier alone teaches the encoder, its loss counts whole."""
+        if "reading" not in losses:
+            return losses["columns"] / parts
+        total = losses["reading"] * share
+        if "columns" in losses:
+            total = total + self.recipe.column_loss_weight * losses["columns"] / parts
+        return total
+
+    def mean_losses(self) -> dict[str, float]:
+        """Means over the steps since the last call, and the learning rate."""
+        names = list(self._sums)
+        sums = self.fabric.all_reduce(torch.stack([self._sums[name] for name in names]), reduce_op="sum")
+        values = dict(zip(names, torch.as_tensor(sums).tolist(), strict=True))
+        self._sums = {}
+        steps = values.pop("steps")
+        means = {name: value / steps for name, value in values.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise TrainingError(
+                f"a loss was not finite after {self.samples} crops: lower optimization.learning_rate "
+                f"(the run's last good state is in {self.recipe.output})"
+            )
+        return {name: round(value, 6) for name, value in means.items()} | {"rate": self.stepper.rate}
+
+    def _validate(self, log: RunLog | None) -> None:
+        """Write the model, measure it, and keep it if it is the best."""
         recipe = self.recipe
-        warm = (self.samples + recipe.batch_size) / max(1, recipe.warmup)
-        left = (recipe.samples - self.samples) / max(1, recipe.decay)
-        return max(0.01, min(1.0, warm, left))
+        model = self.model
+        if self.average is not None and self.average.n_averaged:
+            model = cast(Model, self.average.module)
+        self.last_file.parent.mkdir(exist_ok=True)
+        save(model, self.last_file)
+        accuracy = validate(model, self.last_file, recipe.validation, recipe.validation_crops)
+        if accuracy and log is not None:
+            log.record(self.samples, {"accuracy_36": accuracy})
+        mean = float(np.mean([next(iter(branches.values())) for branches in accuracy.values()] or [0.0]))
+        if mean >= self.best or not accuracy:
+            self.best = mean
+            shutil.copyfile(self.last_file, self.model_file)
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        """Mixed precision if wanted; on a CPU, plain attention: words are short, its fused kernel is slower."""
-        backends = [SDPBackend.MATH] if self.device.type == "cpu" else list(_FUSED)
-        with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16),
-            sdpa_kernel(backends),
-        ):
-            yield
+    def _seed_dropout(self) -> None:
+        words = np.random.SeedSequence((self.recipe.seed, _DROPOUT, self.steps, self.fabric.global_rank))
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+    def _over_processes(self, value: int, reduce: Callable[[list[int]], int]) -> int:
+        if self.fabric.world_size == 1:
+            return value
+        gathered = self.fabric.all_gather(torch.tensor(value, device=self.fabric.device))
+        return reduce(torch.as_tensor(gathered).tolist())
 
-    def _record(self, values: Mapping[str, object]) -> None:
-        line = json.dumps({"samples": self.samples, **values})
-        log.info(line)
-        with (self.recipe.output / "log.jsonl").open("a") as file:
-            file.write(line + "\n")
+    def _on_first_process(self, do: Callable[[], None]) -> None:
+        """The others wait."""
+        if self.fabric.is_global_zero:
+            do()
+        self.fabric.barrier()
+
+    def _synchronized(self, network: Network) -> nn.Module:
+        """Batch statistics over all processes, where they are trained."""
+        if self.recipe.freeze_statistics or self.fabric.world_size == 1:
+            return network
+        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+            return network
+        if self.fabric.device.type == "cpu":
+            raise RecipeError(
+                "freeze_statistics: false needs one process or GPUs, for batch statistics over several CPUs"
+            )
+        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return synchronized
 
     def _save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "columns": self.columns.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "samples": self.samples,
+        state: dict[str, Any] = {
+            "recipe": self.recipe.model_dump_json(),
+            "steps": self.steps,
+            "world": self.fabric.world_size,
+            "best": self.best,
+            "network": self._bare.state_dict(),
+            "stepper": self.stepper.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
         partial = self._state_file.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self._state_file)
 
     def _restore(self) -> None:
-        state = torch.load(self._state_file, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.columns.load_state_dict(state["columns"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.samples = state["samples"]
+        state = torch.load(self._state_file, map_location=self.fabric.device, weights_only=True)
+        before, now = json.loads(state["recipe"]), json.loads(self.recipe.model_dump_json())
+        changeable = _CHANGEABLE | ({"samples"} if isinstance(self._schedule, Flat) else set())
+        changed = sorted(key for key in now if before.get(key) != now[key] and key not in changeable)
+        if state["world"] != self.fabric.world_size:
+            changed.append(f"the number of processes (was {state['world']})")
+        if changed:
+            raise RecipeError(
+                f"{self.recipe.output} holds a run that began otherwise: {', '.join(changed)}; "
+                "take another output folder, or init from its model"
+            )
+        self._bare.load_state_dict(state["network"])
+        self.stepper.load_state_dict(state["stepper"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.steps, self.best = state["steps"], state["best"]
+
+    @property
+    def _schedule(self) -> object:
+        return self.recipe.optimization.schedule
 
 
-def train(recipe_file: Path) -> None:
-    """Run a recipe file. Raises RecipeError, CheckpointError, FontError or DatasetError for what is wrong with it."""
-    Trainer(read_recipe(recipe_file)).run()
+def _averaged(model: Model, average: Average | None) -> AveragedModel | None:
+    if average is None:
+        return None
+    rule = get_ema_multi_avg_fn(average.decay) if average.kind == "ema" else get_swa_multi_avg_fn()
+    return AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
 
 
-def _initial_model(recipe: Recipe) -> CLIP4STR:
-    if recipe.init is not None:
-        return checkpoint.build(checkpoint.load(recipe.init))
-    model = CLIP4STR(VARIANTS[recipe.variant])
-    init_decoder(model.visual_decoder)
-    init_decoder(model.cross_decoder)
-    return model
-
-
-def _groups(recipe: Recipe, *modules: nn.Module) -> list[dict[str, object]]:
-    """Weight decay for matrices and kernels only."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _crossed(before: int, after: int, interval: int) -> bool:
-    return before // interval != after // interval
+@contextmanager
+def _attention() -> Iterator[None]:
+    """On a CPU, plain attention: words are short, and its fused kernel is slower there."""
+    with sdpa_kernel(list(_FUSED) if torch.cuda.is_available() else [SDPBackend.MATH]):
+        yield

@@ -1,47 +1,49 @@
-"""The loop really trains: losses fall, the state goes on where it stopped, the saved model loads."""
+"""The loop really trains: losses fall, what is frozen stays, the best model is kept, a stopped run goes on."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from clip4str import Recognizer, checkpoint
-from clip4str.charset import EOS, encode
 from clip4str.config import VARIANTS
-from clip4str.synth.stream import SyntheticBatch
-from clip4str.training.auxiliary import ColumnClassifier
-from clip4str.training.recipe import Recipe
-from clip4str.training.trainer import Trainer
+from clip4str.datasets import DatasetError
+from clip4str.synth.stream import WordBatch
+from clip4str.training.adapters import load_adapter_model
+from clip4str.training.recipe import RecipeError
+from clip4str.training.trainer import Trainer, TrainingError
+from tests.model.training.runs import FLAT, SAMPLES, SYNTHETIC, WORDS, losses, records, trainer
 
-SAMPLES = Path(__file__).parents[3] / "samples"
-
-
-def recipe(folder: Path, **changes: Any) -> Recipe:
-    small = {"samples": 64, "batch_size": 8, "save_every": 32, "validate_every": 64, "warmup": 8, "decay": 8}
-    small |= {"encoder_only": 16, "permutations": 4, "bf16": False, "seed": 3}
-    return Recipe.model_validate({"output": folder, **small, **changes})
+FROM_SCRATCH = {"init": "random", "encoder_only": 16, "column_loss_weight": 0.2, "data": [SYNTHETIC]}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from scratch, with everything in it."""
     folder = tmp_path_factory.mktemp("run")
-    Trainer(recipe(folder, validation=[SAMPLES], validation_crops=5)).run()
+    schedule = {"learning_rate": 1e-3, "rate_batch": 8, "decoder_rate_factor": 1, "schedule": FLAT}
+    trainer(folder, validation=[SAMPLES], validation_crops=5, optimization=schedule, **FROM_SCRATCH).run()
     return folder
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+def weights(trained: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trained.model.state_dict().items()}
 
 
-def test_log_tells_speed_and_losses(run: Path) -> None:
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+def test_log_tells_speed_losses_and_rate(run: Path) -> None:
     steps = [record for record in records(run) if "columns" in record]
     assert [record["samples"] for record in steps] == [32, 64]
     assert steps[1]["columns"] < steps[0]["columns"]
-    assert all({"visual", "cross_modal", "crops_per_second"} <= set(record) for record in steps)
+    told = {"visual", "cross_modal", "reading", "crops_per_second", "gradient_norm", "rate"}
+    assert all(told <= set(record) for record in steps)
+    assert list((run / "tensorboard").glob("events.*"))
 
 
 def test_validation_measures_both_branches(run: Path) -> None:
@@ -50,57 +52,144 @@ def test_validation_measures_both_branches(run: Path) -> None:
     assert all(0 <= validation[SAMPLES.name][branch] <= 100 for branch in ("final", "visual"))
 
 
-def test_both_branches_learn(tmp_path: Path) -> None:
-    """Shown the same four words again and again, both branches learn them."""
-    trainer = Trainer(recipe(tmp_path, encoder_only=0, samples=10_000))
-    images = torch.randint(256, (4, 3, 32, 128), dtype=torch.uint8)
-    batch = SyntheticBatch(images, ["one", "two", "Three", "4"])
-    losses = [trainer.step(batch) for _ in range(30)]
-    assert losses[-1]["visual"] < 0.6 * losses[0]["visual"]
-    assert losses[-1]["cross_modal"] < 0.6 * losses[0]["cross_modal"]
-
-
 def test_saved_model_loads(run: Path) -> None:
     recognizer = Recognizer.load(str(run), device="cpu")
     assert recognizer.info.variant == "tiny"
     assert checkpoint.load(str(run)).config == VARIANTS["tiny"]
 
 
-def test_continued_run_starts_from_its_state(run: Path) -> None:
-    longer = recipe(run, samples=72)
-    trainer = Trainer(longer)
-    assert trainer.samples == 64
-    again = Trainer(longer)
-    for name, value in trainer.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name])
-    trainer.run()
-    assert trainer.samples == 72
+def test_both_branches_learn(tmp_path: Path) -> None:
+    """Shown the same four words again and again, both branches learn them."""
+    schedule = {"learning_rate": 1e-3, "rate_batch": 4, "decoder_rate_factor": 1, "schedule": FLAT}
+    run = trainer(tmp_path, init="random", batch_size=4, samples=10_000, optimization=schedule)
+    images = torch.randint(256, (4, 3, 32, 128), dtype=torch.uint8)
+    batch = WordBatch(images, ["one", "two", "Three", "4"])
+    seen = []
+    for _ in range(30):
+        run.step([batch])
+        seen.append(run.mean_losses())
+    assert seen[-1]["visual"] < 0.6 * seen[0]["visual"]
+    assert seen[-1]["cross_modal"] < 0.6 * seen[0]["cross_modal"]
 
 
-def test_learning_rate_warms_up_and_decays(tmp_path: Path) -> None:
-    trainer = Trainer(recipe(tmp_path, samples=1000, warmup=100, decay=200))
-    rates = []
-    for samples in (0, 92, 500, 900, 1000):
-        trainer.samples = samples
-        rates.append(trainer.learning_rate_factor())
-    assert rates == pytest.approx([0.08, 1.0, 1.0, 0.5, 0.01])
+def test_parts_of_a_step_are_one_batch(tmp_path: Path) -> None:
+    """Two batches accumulated have the losses, and leave the weights, of one batch of both."""
+    runs = {
+        "whole": trainer(tmp_path / "whole", batch_size=8, samples=24, log_every=8),
+        "parts": trainer(tmp_path / "parts", batch_size=4, accumulate=2, samples=24, log_every=8),
+    }
+    for run in runs.values():
+        run.run()
+    for whole, parts in zip(losses(tmp_path / "whole"), losses(tmp_path / "parts"), strict=True):
+        assert parts == pytest.approx(whole, rel=1e-3)
+    after = weights(runs["whole"])
+    for name, value in weights(runs["parts"]).items():
+        torch.testing.assert_close(value, after[name], atol=2e-5, rtol=1e-3, msg=name)
 
 
-def test_column_classifier_learns_a_word() -> None:
-    """CTC over columns: its loss of a fixed word goes to almost nothing."""
-    torch.manual_seed(0)
-    classifier = ColumnClassifier(VARIANTS["tiny"])
-    features = torch.nn.Parameter(torch.randn(2, 33, 256))
-    optimizer = torch.optim.Adam([features, *classifier.parameters()], lr=0.05)
-    targets = encode(["hello", "Go"])
-    for _ in range(60):
-        loss = classifier.loss(features, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.05
-    best = classifier(features).argmax(-1).T.tolist()  # [N, columns]
-    collapsed = [
-        [i for i, before in zip(row, [EOS, *row], strict=False) if i not in (EOS, before)] for row in best
-    ]
-    assert collapsed == [encode(["hello"])[0, 1:-1].tolist(), encode(["Go"])[0, 1:-1].tolist()]
+def test_frozen_parts_and_statistics_stay(tmp_path: Path) -> None:
+    run = trainer(tmp_path, freeze_text_layers=1, freeze_image_layers=2, samples=16)
+    before = weights(run)
+    run.run()
+    moved = changed(before, run.model.state_dict())
+    assert not any("running_" in name or "num_batches" in name for name in moved)
+    assert not any(name.startswith("clip_model.transformer.resblocks.0.") for name in moved)
+    assert any(name.startswith("clip_model.transformer.resblocks.1.") for name in moved)
+    assert not any(name.startswith("clip_model.visual.transformer.resblocks.1.") for name in moved)
+    assert any(name.startswith("clip_model.visual.transformer.resblocks.2.") for name in moved)
+
+
+def test_statistics_move_where_they_are_trained(tmp_path: Path) -> None:
+    run = trainer(tmp_path, freeze_statistics=False, samples=8)
+    before = weights(run)
+    run.run()
+    assert any("running_mean" in name for name in changed(before, run.model.state_dict()))
+
+
+def test_visual_branch_alone(tmp_path: Path) -> None:
+    run = trainer(tmp_path, objective={"cross_modal": False}, samples=16, log_every=8)
+    before = weights(run)
+    run.run()
+    moved = changed(before, run.model.state_dict())
+    assert all(name.startswith(("clip_model.visual.", "visual_decoder.")) for name in moved)
+    assert all("cross_modal" not in step for step in losses(tmp_path))
+
+
+def test_new_decoders_on_trained_encoders(tmp_path: Path) -> None:
+    """The default's encoders are taken, its decoders are not."""
+    default = checkpoint.build(checkpoint.load("default")).state_dict()
+    run = trainer(tmp_path, new_decoders=True)
+    assert {name.split(".")[0] for name in changed(default, run.model.state_dict())} == {
+        "visual_decoder",
+        "cross_decoder",
+    }
+
+
+@pytest.mark.parametrize("kind", ["linear", "ladder"])
+def test_adapter_learns_beside_a_frozen_encoder(kind: str, tmp_path: Path) -> None:
+    adapter = {"kind": kind, "blocks": [0, 2]}
+    run = trainer(tmp_path, adapter=adapter, samples=16, validation=[SAMPLES], validation_crops=4)
+    before = weights(run)
+    run.run()
+    moved = changed(before, run.model.state_dict())
+    assert any(name.startswith("adapter.") for name in moved)
+    assert not any(name.startswith("clip_model.") for name in moved)
+    assert [set(r["accuracy_36"]["samples"]) for r in records(tmp_path) if "accuracy_36" in r] == [{"visual"}]
+    loaded = load_adapter_model(run.model_file).state_dict()
+    assert not changed(dict(run.model.state_dict()), loaded)
+
+
+@pytest.mark.parametrize("average", [{"kind": "ema", "decay": 0.5}, {"kind": "swa", "start": 8}], ids=str)
+def test_average_is_what_is_saved(average: dict[str, object], tmp_path: Path) -> None:
+    run = trainer(tmp_path, samples=32, average=average)
+    run.run()
+    saved = checkpoint.build(checkpoint.load(str(run.model_file))).state_dict()
+    name = "visual_decoder.head.weight"
+    assert run.average is not None
+    averaged = run.average.module.state_dict()[name]
+    torch.testing.assert_close(saved[name], averaged, atol=1e-3, rtol=1e-3)  # it is saved in fp16
+    assert (averaged - run.model.state_dict()[name]).abs().max() > 0
+
+
+def test_best_model_is_kept(tmp_path: Path) -> None:
+    """A run that unlearns keeps the model that read best, and the last beside it."""
+    schedule = {"learning_rate": 1e-6, "rate_batch": 8, "schedule": {"kind": "flat", "warmup": 0, "decay": 0}}
+    first = {"samples": 8, "validate_every": 8, "save_every": 8, "validation": [SAMPLES]}
+    trainer(tmp_path, optimization=schedule, **first).run()
+    run = trainer(tmp_path, optimization=schedule, **first | {"samples": 16})
+    with torch.no_grad():
+        for parameter in run.model.visual_decoder.parameters():
+            parameter.zero_()
+    run.run()
+    accuracies = [r["accuracy_36"]["samples"]["final"] for r in records(tmp_path) if "accuracy_36" in r]
+    assert accuracies[1] < accuracies[0]
+    assert run.model_file.read_bytes() != run.last_file.read_bytes()
+
+
+def test_continued_run_starts_from_its_state(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    schedule = {"schedule": FLAT}
+    trainer(folder, optimization=schedule).run()
+    longer = trainer(folder, optimization=schedule, samples=72)
+    assert longer.samples == 64
+    longer.run()
+    assert longer.samples == 72
+
+
+def test_run_cannot_go_on_by_another_recipe(tmp_path: Path) -> None:
+    trainer(tmp_path, samples=8, save_every=8).run()
+    with pytest.raises(RecipeError, match=r"began otherwise: batch_size, seed; take another output folder"):
+        trainer(tmp_path, samples=8, seed=4, batch_size=4)
+    with pytest.raises(RecipeError, match="began otherwise: samples"):  # a cycle has its length
+        trainer(tmp_path, samples=16)
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    schedule = {"learning_rate": 1e8, "rate_batch": 8, "schedule": {"kind": "flat", "warmup": 0}}
+    with pytest.raises(TrainingError, match=r"not finite after \d+ crops: lower optimization.learning_rate"):
+        trainer(tmp_path, optimization=schedule, log_every=8).run()
+
+
+def test_missing_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such folder"):
+        trainer(tmp_path, data=[WORDS | {"path": str(tmp_path / "none")}]).run()

@@ -1,0 +1,66 @@
+"""What a model that is being trained reads of real words: the metrics of `clip4str eval`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from clip4str import checkpoint
+from clip4str.datasets import open_set
+from clip4str.evaluation import evaluate
+from clip4str.image import prepare
+from clip4str.model import CLIP4STR
+from clip4str.reading import Reading, branch_readings
+from clip4str.recognizer import Recognizer
+from clip4str.training.adapters import AdapterModel, decode, save_adapter_model
+
+Accuracy = dict[str, dict[str, float]]  # set -> branch -> percent
+
+
+class AdapterReader:
+    """Reads with an adapter model. It has one branch: both of its readings are that one's."""
+
+    def __init__(self, model: AdapterModel) -> None:
+        self._model = copy.deepcopy(model).eval()
+
+    def read(self, images: Sequence[Image.Image]) -> list[Reading]:
+        """As `Recognizer.read`."""
+        size = self._model.config.vision.image_size
+        pixels = torch.stack([prepare(image, size) for image in images])
+        logits = decode(self._model, self._model.normalize(pixels))
+        return [
+            Reading(branch, branch, truncated)
+            for branch, truncated in branch_readings(logits.cpu(), [0] * len(images))
+        ]
+
+
+def save(model: CLIP4STR | AdapterModel, path: Path) -> None:
+    """Write a model's file; of an adapter model all that is not CLIP's own."""
+    if isinstance(model, AdapterModel):
+        save_adapter_model(model, path)
+    else:
+        checkpoint.save(path, model)
+
+
+def validate(model: CLIP4STR | AdapterModel, file: Path, sets: Sequence[Path], crops: int) -> Accuracy:
+    """accuracy_36 in percent of `crops` crops of each set, by set and branch; `file` is the model's saved file.
+
+    A CLIP4STR model is read from there, so that what is measured is what others will load.
+    """
+    reader: AdapterReader | Recognizer
+    branches = ["visual"]
+    if isinstance(model, AdapterModel):
+        reader = AdapterReader(model)
+    else:
+        reader = Recognizer.load(str(file), device=str(next(model.parameters()).device))
+        branches = ["final", *branches]
+    results = {}
+    for path in sets:
+        words = open_set(path)
+        accuracy = evaluate(reader, words, limit=crops).accuracy_36
+        results[words.name] = {branch: round(getattr(accuracy, branch), 2) for branch in branches}
+    return results
