@@ -135,7 +135,7 @@ def test_two_processes_see_what_one_sees_with_doubled_batches(data: Path, worker
 def test_a_run_goes_on_anywhere_as_if_it_had_never_stopped(
     data: Path, kind: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_REPLAY", 24)  # two steps at once
+    monkeypatch.setattr(module, "_REPLAY", 36)  # three steps at once
     words = SyntheticSource(source="synthetic", full_difficulty_at=2000, weight=2)
     mixtures: dict[str, list[SyntheticSource | FilesSource]] = {
         "files": [files(data / "a")],
@@ -152,8 +152,8 @@ def test_a_run_goes_on_anywhere_as_if_it_had_never_stopped(
 
 def test_sources_are_drawn_by_weight(data: Path) -> None:
     sources = [files(data / "a" / "one", 1.5), files(data / "a" / "deep", 0.5), files(data / "b", 3)]
-    seen = Counter(label.rstrip("0123456789") for label in labels(read(sources, 80, batch_size=50)))
-    assert [seen[name] / 4000 for name in ("one", "two", "b")] == pytest.approx([0.3, 0.1, 0.6], abs=0.03)
+    seen = Counter(label.rstrip("0123456789") for label in labels(read(sources, 40, batch_size=50)))
+    assert [seen[name] / 2000 for name in ("one", "two", "b")] == pytest.approx([0.3, 0.1, 0.6], abs=0.03)
 
 
 def test_an_epoch_has_every_word_once_in_an_order_of_its_own(data: Path) -> None:
