@@ -56,8 +56,9 @@ def _bad_input_errors(command: str) -> tuple[type[Exception], ...]:
     if command != "train":
         return errors
     from clip4str.training.recipe import RecipeError  # needs the extra
+    from clip4str.training.trainer import TrainingError
 
-    return (*errors, RecipeError)
+    return (*errors, RecipeError, TrainingError)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -54,6 +54,7 @@ class WordSet(ABC):
 
     Attributes:
         name: the folder's name.
+        keys: the images' names in it.
         labels: the exact-case texts, each 1 to 25 of the 94 characters.
     """
 
@@ -68,7 +69,7 @@ class WordSet(ABC):
         kept = [(key, label) for key, label in cleaned if label is not None]
         if not kept:
             raise DatasetError(f"{path}: holds no word of 1 to {MAX_LENGTH} of the 94 characters")
-        self._keys = [key for key, _ in kept]
+        self.keys = [key for key, _ in kept]
         self.labels = [label for _, label in kept]
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class WordSet(ABC):
         Raises:
             DatasetError: the image is missing or broken.
         """
-        key = self._keys[index]
+        key = self.keys[index]
         try:
             content = self._read(key)
         except OSError as error:

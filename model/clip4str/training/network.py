@@ -11,7 +11,7 @@ from clip4str.training.adapters import AdapterModel, init_adapter_model
 from clip4str.training.auxiliary import ColumnClassifier
 from clip4str.training.freezing import freeze
 from clip4str.training.objective import permute, permuted_losses, visual_logits
-from clip4str.training.recipe import Recipe
+from clip4str.training.recipe import Recipe, RecipeError
 
 Model = CLIP4STR | AdapterModel
 _WHOLE_TEXT_ENCODER = 12  # layers, see `freezing.freeze`
@@ -64,7 +64,7 @@ class Network(nn.Module):
 
 
 def initial_model(recipe: Recipe) -> Model:
-    """The model as it is before the first step. Raises CheckpointError, and ValueError for what does not fit."""
+    """The model as it is before the first step. Raises CheckpointError, and RecipeError for an adapter that does not fit."""
     if recipe.init == "random":
         model = CLIP4STR(VARIANTS[recipe.variant])
         if recipe.clip is not None:
@@ -75,7 +75,10 @@ def initial_model(recipe: Recipe) -> Model:
         init_decoder(model.visual_decoder)
         init_decoder(model.cross_decoder)
     if recipe.adapter is not None:
-        adapted = AdapterModel(model.config, recipe.adapter)
+        try:
+            adapted = AdapterModel(model.config, recipe.adapter)
+        except ValueError as error:
+            raise RecipeError(f"adapter: {error}") from None
         adapted.clip_model.load_state_dict(model.clip_model.state_dict())
         init_adapter_model(adapted)
         return adapted

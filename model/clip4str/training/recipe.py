@@ -13,7 +13,9 @@ from clip4str.training.objective import ObjectiveOptions
 from clip4str.training.sources import Source, SyntheticSource
 
 Variant = Literal["tiny", "base32", "base16", "large14", "huge14"]
-Blocks = Annotated[int, Field(ge=-1)] | None  # see `freezing.freeze`; None: as the variant's configuration says
+Blocks = (
+    Annotated[int, Field(ge=-1)] | None
+)  # see `freezing.freeze`; None: as the variant's configuration says
 
 
 class RecipeError(ValueError):

@@ -320,7 +320,7 @@ def _averaged(model: Model, average: Average | None) -> AveragedModel | None:
     if average is None:
         return None
     rule = get_ema_multi_avg_fn(average.decay) if average.kind == "ema" else get_swa_multi_avg_fn()
-    return AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=rule)  # batch statistics are not averaged: the last ones hold
 
 
 @contextmanager

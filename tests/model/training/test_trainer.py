@@ -158,7 +158,7 @@ def test_best_model_is_kept(tmp_path: Path) -> None:
     trainer(tmp_path, optimization=schedule, **first).run()
     run = trainer(tmp_path, optimization=schedule, **first | {"samples": 16})
     with torch.no_grad():
-        for parameter in run.model.visual_decoder.parameters():
+        for parameter in run.model.cross_decoder.parameters():
             parameter.zero_()
     run.run()
     accuracies = [r["accuracy_36"]["samples"]["final"] for r in records(tmp_path) if "accuracy_36" in r]

@@ -1,0 +1,131 @@
+"""`clip4str train` as users start it: killed and started again, under torchrun, and with bad recipes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clip4str import Recognizer, checkpoint
+from clip4str.datasets import FolderSet
+from tests.model.training.runs import FLAT, SAMPLES, SYNTHETIC, WORDS, fields, losses, write
+
+ENTRY = "import sys; from clip4str.cli import main; sys.exit(main())"
+COMMAND = [sys.executable, "-c", ENTRY, "train"]
+
+
+def start(command: list[str], recipe: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command, str(recipe)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+def run(command: list[str], recipe: Path, **environment: str) -> str:
+    process = start(command, recipe, **environment)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+def shown(folder: Path) -> int:
+    try:
+        return int(losses(folder)[-1]["samples"])
+    except (OSError, IndexError, ValueError):  # not there, empty, or a line half written
+        return 0
+
+
+def test_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    """Everything that a state must hold is in this run: mixed sources, workers, parts of steps, an average."""
+    recipe: dict[str, Any] = {
+        "samples": 240,
+        "batch_size": 4,
+        "accumulate": 2,
+        "workers": 1,
+        "log_every": 8,
+        "save_every": 24,
+        "validate_every": 240,
+        "data": [WORDS | {"augment": True}, SYNTHETIC | {"full_difficulty_at": 200}],
+        "column_loss_weight": 0.2,
+        "average": {"kind": "ema", "decay": 0.9},
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(COMMAND, write(tmp_path / "whole.yaml", fields(whole, **recipe)))
+    path = write(tmp_path / "broken.yaml", fields(broken, **recipe))
+    process = start(COMMAND, path)
+    until = time.monotonic() + 150
+    while shown(broken) < 56 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stopped_at = shown(broken)
+    assert 56 <= stopped_at < 240
+    run(COMMAND, path)
+    assert losses(broken) == losses(whole)
+    weights = checkpoint.load(str(whole / "model.safetensors")).state
+    for name, value in checkpoint.load(str(broken / "model.safetensors")).state.items():
+        assert torch.equal(value, weights[name]), name
+
+
+def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {"samples": 48, "log_every": 8, "data": [WORDS | {"augment": True}]}
+    recipe |= {"column_loss_weight": 0.2, "optimization": {"schedule": FLAT}}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(COMMAND, write(tmp_path / "one.yaml", fields(one, batch_size=8, **recipe)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    program = tmp_path / "train.py"
+    program.write_text(ENTRY)
+    path = write(tmp_path / "two.yaml", fields(two, batch_size=4, **recipe))
+    run([*launcher, str(program), "train"], path, CUDA_VISIBLE_DEVICES="")
+    assert len(losses(two)) == 6
+    for together, alone in zip(losses(two), losses(one), strict=True):
+        assert together == pytest.approx(alone, rel=1e-3)
+
+
+def test_default_learns_a_small_set_by_heart(tmp_path: Path) -> None:
+    """The README's fine-tuning, on the words of the samples read wrong on purpose: labels turned round."""
+    words = FolderSet(SAMPLES)
+    lines = [f"{key}\t{label[::-1]}" for key, label in zip(words.keys, words.labels, strict=True)]
+    folder = tmp_path / "words"
+    folder.mkdir()
+    for key in words.keys:
+        (folder / key).write_bytes((SAMPLES / key).read_bytes())
+    (folder / "labels.tsv").write_text("\n".join(lines) + "\n")
+    schedule = {"learning_rate": 1e-3, "rate_batch": 12, "decoder_rate_factor": 1, "schedule": FLAT}
+    data = [WORDS | {"path": str(folder)}]
+    recipe = fields(tmp_path / "run", batch_size=12, samples=720, data=data, optimization=schedule)
+    run(COMMAND, write(tmp_path / "recipe.yaml", recipe))
+    recognizer = Recognizer.load(str(tmp_path / "run"), device="cpu")
+    readings = recognizer.read([words.image(index) for index in range(len(words))])
+    assert [reading.text for reading in readings] == [label[::-1] for label in words.labels]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: Input should be greater than 0"),
+        ({"data": [{"source": "files", "path": "nowhere"}]}, "nowhere: no such folder"),
+        ({"init": "nothing.pt"}, "no model file 'nothing.pt'"),
+        ({"freeze_text_layers": -2}, "freeze_text_layers: Input should be greater than or equal to -1"),
+        ({"adapter": {"kind": "ladder", "blocks": [9]}}, "expected at least one index from 0 to 2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_bad_recipes_get_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "recipe.yaml", fields(tmp_path / "run", **changes))
+    process = start(COMMAND, path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    (line,) = [line for line in output.splitlines() if line.startswith("clip4str train: ")]
+    assert message in line
+    assert "Traceback" not in output
