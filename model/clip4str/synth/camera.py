@@ -20,9 +20,13 @@ class Camera:
     def take(
         self, images: Tensor, crop_aspect: Tensor, contrast: Tensor, kinds: Tensor, firm: Tensor, hard: Tensor
     ) -> None:
-        """Photograph or scan images [N, 3, H, W]; firm float [N] (0..1) bounds the blur, hard all the rest."""
-        # Shade and exposure: photographs of signs are seldom as bright as what they show.
-        images *= (1 - by_kind(kinds, 0.0, 0.05, 0.55) * hard * self._rand(len(images))).view(-1, 1, 1, 1)
+        """Photograph or scan images [N, 3, H, W]; firm float [N] (0..1), how much blur the word stands."""
+        # Exposure and haze: photographs of signs are seldom as bright, or as black, as what they show.
+        exposure = 1 - by_kind(kinds, 0.0, 0.05, 0.5) * hard * self._rand(len(images))
+        haze = by_kind(kinds, 0.0, 0.0, 0.15) * hard * self._rand(len(images))
+        images.mul_(exposure.view(-1, 1, 1, 1)).add_(haze.view(-1, 1, 1, 1))
+        contrast = contrast * exposure
+        firm = firm * (0.4 + contrast).clamp(max=1)
         lit = self._some(by_kind(kinds, 0.1, 0.5, 0.6) * hard)
         if len(lit):
             amount = self._rand(len(lit)) * by_kind(kinds[lit], 0.05, 0.12, 0.4)
@@ -34,7 +38,7 @@ class Camera:
         noisy = self._some(by_kind(kinds, 0.15, 0.5, 0.7) * hard)
         if len(noisy):
             sigma = self._rand(len(noisy)) ** 2 * by_kind(kinds[noisy], 0.05, 0.06, 0.1)
-            sigma = sigma * (0.1 + contrast[noisy])
+            sigma = sigma * (0.05 + contrast[noisy])
             images[noisy] += self._bank.noise(len(noisy)) * sigma.view(-1, 1, 1, 1)
         coded = self._some(by_kind(kinds, 0.1, 0.6, 0.6) * hard)
         if len(coded):
@@ -50,12 +54,13 @@ class Camera:
 
     def _soften(self, images: Tensor, crop_aspect: Tensor, kinds: Tensor, firm: Tensor, hard: Tensor) -> None:
         """Few pixels for scans, defocus, few pixels or motion for photographs."""
-        soft = self._some(by_kind(kinds, 1.0, 0.85, 0.97) * (0.4 + 0.6 * hard) * (hard > 0))
+        shares = torch.where(kinds == Kind.FORM, 0.92, by_kind(kinds, 0.0, 0.85, 0.97) * (0.4 + 0.6 * hard))
+        soft = self._some(shares * (hard > 0))
         if not len(soft):
             return
         kind, u = kinds[soft], self._rand(len(soft))
         # Rows of the crop to one row of the scan: pages come 14 to 24 pixels a line, receipts at 20 and more.
-        print_span = torch.where(kind == Kind.FORM, 1.4 + 1.1 * u, 1.0 + 1.6 * u)
+        print_span = torch.where(kind == Kind.FORM, 1.3 + 1.0 * u, 1.0 + 1.6 * u)
         sign_span = 0.8 + (1.5 + 2.4 * hard[soft]) * u * firm[soft]
         span = torch.where(kind == Kind.SIGN, sign_span, print_span)
         v = self._rand(len(soft))

@@ -51,7 +51,7 @@ class Composer:
         # Thin or faint words do not survive the blur that bold ones do.
         bold = (masks.mean((1, 2)) / 0.35).clamp(0, 1)
         colours = draw_colours(kinds, 1 - bold, hard, self._rng)
-        firm = bold.clamp(min=0.45) * (0.5 + colours.contrast).clamp(max=1)
+        firm = bold.clamp(min=0.45)
         images = self._painter.paint(masks, placement, colours, kinds, hard)
         self._camera.take(images, placement.crop_aspect, colours.contrast, kinds, firm, hard)
         return (images * 255.0 + 0.5).clamp_(0, 255).to(torch.uint8)
