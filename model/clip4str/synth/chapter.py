@@ -33,7 +33,7 @@ class _Plan:
 
 
 class Chapter:
-    """`crops` crops of crops/reuse words, cut into chunks by label length; a function of `key` alone.
+    """`crops` crops of crops/reuse words, cut into chunks, by label length if wanted; a function of `key` alone.
 
     crops must be a multiple of reuse and of chunk. Labels, faces and places are drawn at once; a mask is rendered
     when a chunk first needs it, from a generator of its own, so that any chunk can be read without the others.
@@ -47,13 +47,14 @@ class Chapter:
         reuse: int,
         chunk: int,
         max_length: int,
+        like_lengths: bool,
     ) -> None:
         plan_key, self._render_key = key.spawn(2)
         rng = np.random.default_rng(plan_key)
         lexicon, count = Lexicon(rng), crops // reuse
         kinds = rng.choice(len(Kind), count, p=KIND_SHARES)
         self._plans = [_plan(Kind(int(kind)), lexicon, fonts, max_length, rng) for kind in kinds]
-        self._places = self._arrange(reuse, chunk, rng)
+        self._places = self._arrange(reuse, chunk, like_lengths, rng)
         self._fonts = fonts
         self._masks = torch.zeros(count, *MASK_SIZE, dtype=torch.uint8)
         self._aspects = torch.zeros(count)  # 0: not drawn yet
@@ -80,14 +81,17 @@ class Chapter:
         self._masks[place] = torch.from_numpy(mask.coverage)
         self._aspects[place] = mask.aspect
 
-    def _arrange(self, reuse: int, chunk: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Words of every chunk: each word once in every 1/reuse of the chapter, chunks of like lengths."""
+    def _arrange(
+        self, reuse: int, chunk: int, like_lengths: bool, rng: np.random.Generator
+    ) -> list[np.ndarray]:
+        """Words of every chunk: each word once in every 1/reuse of the chapter."""
         lengths = np.array([len(plan.label) for plan in self._plans])
         order = np.concatenate([rng.permutation(len(lengths)) for _ in range(reuse)])
         chunks: list[np.ndarray] = []
         for start in range(0, len(order), _WINDOW * chunk):
             window = order[start : start + _WINDOW * chunk]
-            window = window[np.argsort(lengths[window] + rng.random(len(window)))]
+            if like_lengths:
+                window = window[np.argsort(lengths[window] + rng.random(len(window)))]
             cut = np.split(window, len(window) // chunk)
             chunks += [cut[i] for i in rng.permutation(len(cut))]
         return chunks

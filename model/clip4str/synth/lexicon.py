@@ -113,7 +113,8 @@ def _vocabulary(language: str, count: int) -> tuple[tuple[str, ...], np.ndarray]
     """Words in lower case of a language, ASCII only, and their cumulative flattened probabilities."""
     allowed = set(_LOWER + "'-")
     words = [w for w in wordfreq.top_n_list(language, count) if set(w) <= allowed and len(w) <= _LONGEST]
-    weights = np.array([wordfreq.word_frequency(w, language) for w in words]) ** _FLATTEN
+    frequencies = wordfreq.get_frequency_dict(language)
+    weights = np.array([frequencies[w] for w in words]) ** _FLATTEN
     return tuple(words), np.cumsum(weights / weights.sum())
 
 

@@ -61,9 +61,9 @@ class WordStream:
 
     fonts: a folder of fonts, or None for the one font that Pillow ships. seed: integers of at least 0.
     The stream is made in chapters of `chapter` crops: chapter / reuse words are drawn, and each is composed
-    `reuse` times, so that drawing costs 1 / reuse per crop. A chunk holds words of like length; over every eight
-    chunks all lengths occur as often as in the whole. The curriculum (default: full length and difficulty) is
-    looked up where a chapter begins.
+    `reuse` times, so that drawing costs 1 / reuse per crop. With `like_lengths` a chunk holds words of like
+    length; over every eight chunks all lengths occur as often as in the whole. The curriculum (default: full
+    length and difficulty) is looked up where a chapter begins.
 
     Raises ValueError where chapter is no multiple of chunk and of reuse, FontError for a folder without fonts.
     """
@@ -78,6 +78,7 @@ class WordStream:
         chapter: int = 8192,
         reuse: int = 4,
         chunk: int = 64,
+        like_lengths: bool = True,
     ) -> None:
         if min(chapter, reuse, chunk) < 1 or chapter % chunk or chapter % reuse:
             raise ValueError(
@@ -89,6 +90,7 @@ class WordStream:
         self._size = size
         self._curriculum = curriculum or _FULL
         self._chapter, self._reuse, self._chunk = chapter, reuse, chunk
+        self._like_lengths = like_lengths
         self._fonts = FontLibrary.open(fonts)
 
     def crops(self, start: int = 0) -> Iterator[WordBatch]:
@@ -106,7 +108,9 @@ class WordStream:
         for chapter_number in count(number):
             max_length, difficulty = self._curriculum.at(chapter_number * self._chapter)
             key = self._key(chapter_number)
-            chapter = Chapter(key, self._fonts, self._chapter, self._reuse, self._chunk, max_length)
+            chapter = Chapter(
+                key, self._fonts, self._chapter, self._reuse, self._chunk, max_length, self._like_lengths
+            )
             for chunk in range(first, len(chapter)):
                 words = chapter.words(chunk)
                 composer.seed(_state(self._key(chapter_number, chunk)))
