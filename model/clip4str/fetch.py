@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from tqdm import tqdm  # type: ignore[import-untyped]  # shipped without type information
+from tqdm import tqdm
 
 from clip4str.registry import (
     HubFile,

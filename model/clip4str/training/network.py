@@ -64,7 +64,7 @@ class Network(nn.Module):
 
 
 def initial_model(recipe: Recipe) -> Model:
-    """The model as it is before the first step. Raises CheckpointError, and RecipeError for an adapter that does not fit."""
+    """The model before the first step. Raises CheckpointError, and RecipeError for an adapter that does not fit."""
     if recipe.init == "random":
         model = CLIP4STR(VARIANTS[recipe.variant])
         if recipe.clip is not None:

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from clip4str.training.adapters import AdapterConfig
 from clip4str.training.objective import ObjectiveOptions
@@ -95,6 +104,14 @@ class Recipe(_Part):
     validate_every: PositiveInt = 50_000
     save_every: PositiveInt = 10_000
     log_every: PositiveInt = 1_000
+
+    @model_validator(mode="after")
+    def _statistics_need_mixed_lengths(self) -> Recipe:
+        """In batches of like lengths they tell how long the words are, and reading then lacks that knowledge."""
+        synthetic = [source for source in self.data if isinstance(source, SyntheticSource)]
+        if not self.freeze_statistics and any(source.like_lengths for source in synthetic):
+            raise ValueError("freeze_statistics: false needs like_lengths: false in every synthetic source")
+        return self
 
     def step_crops(self, world: int) -> int:
         """Crops of one optimiser step of `world` processes."""

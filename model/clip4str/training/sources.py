@@ -47,6 +47,7 @@ class SyntheticSource(BaseModel):
     start_length: Annotated[int, Field(ge=1, le=MAX_LENGTH)] = 8  # longest label at first
     start_difficulty: Annotated[float, Field(ge=0, le=1)] = 0.2  # of the synthesis at first
     full_difficulty_at: NonNegativeInt = 0  # crops shown, of all sources; 0: full from the start
+    like_lengths: bool = True  # batches of words of like length, which the decoders read faster
 
 
 class FilesSource(BaseModel):
@@ -261,7 +262,13 @@ class _SyntheticReader:
             # A stream looks its curriculum up once per chapter, so some chapters must lie before its end.
             chapter = min(chapter, max(1, full // 16 // _SHORT_CHAPTER) * _SHORT_CHAPTER)
         self._stream = WordStream(
-            source.fonts, seed=key, size=size, curriculum=curriculum, chapter=chapter, chunk=_CHUNK
+            source.fonts,
+            seed=key,
+            size=size,
+            curriculum=curriculum,
+            chapter=chapter,
+            chunk=_CHUNK,
+            like_lengths=source.like_lengths,
         )
         self._next = 0
         self._crops = self._from(0)

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from clip4str import training
-from clip4str.training.recipe import RecipeError, read_recipe
+from clip4str.config import VARIANTS
+from clip4str.training.objective import ObjectiveOptions
+from clip4str.training.recipe import Optimization, RecipeError, read_recipe
 
 
 def test_fields_and_defaults(tmp_path: Path) -> None:
@@ -15,7 +17,7 @@ def test_fields_and_defaults(tmp_path: Path) -> None:
     assert recipe.output == Path("run")
     assert recipe.batch_size == 8
     assert recipe.validation == (Path("a"), Path("b"))
-    assert recipe.permutations == 6
+    assert recipe.objective.permutations == 6
 
 
 @pytest.mark.parametrize(
@@ -24,7 +26,7 @@ def test_fields_and_defaults(tmp_path: Path) -> None:
         ("batch_size: 8", "output: Field required"),
         ("output: run\nbatchsize: 8", "batchsize: Extra inputs"),
         ("output: run\nbatch_size: many", "batch_size: Input should be a valid integer"),
-        ("output: run\nvariant: giant", "variant: Input should be 'tiny'"),
+        ("output: run\nvariant: giant", "variant: Input should be 'tiny', 'base32'"),
         ("- a list", "file: Input should be a valid dictionary"),
         ("output: [", "not YAML"),
     ],
@@ -49,13 +51,31 @@ def test_missing_file(tmp_path: Path) -> None:
         read_recipe(tmp_path / "none.yaml")
 
 
-RECIPES = sorted((Path(training.__file__).parent / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(training.__file__).parent / "recipes").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    assert read_recipe(path).variant == "tiny"
+    assert read_recipe(path).samples > 0
 
 
 def test_recipes_are_shipped() -> None:
-    assert [path.name for path in RECIPES] == ["tiny-1.yaml", "tiny-2.yaml", "tiny-3.yaml", "tiny-4.yaml"]
+    assert {"finetune", "published-base16", "tiny-1", "tiny-2"} <= {path.stem for path in RECIPES}
+
+
+def test_published_recipe_has_the_published_values() -> None:
+    """Those that the paper and its code name: everything else of the recipe is where the data lies."""
+    recipe = read_recipe(Path(training.__file__).parent / "recipes" / "published-base16.yaml")
+    assert recipe.optimization == Optimization()
+    assert recipe.objective == ObjectiveOptions()
+    assert recipe.freeze_text_layers is None
+    assert VARIANTS[recipe.variant].freeze_text_layers == 6
+    assert recipe.step_crops(8) == 1024
+
+
+def test_batch_statistics_are_not_trained_on_words_of_like_length(tmp_path: Path) -> None:
+    """A batch's statistics would tell how long its words are, which those of reading do not."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output: run\nfreeze_statistics: false\n")
+    with pytest.raises(RecipeError, match="like_lengths"):
+        read_recipe(path)

@@ -11,6 +11,7 @@ from torch import Tensor
 from clip4str import Recognizer, checkpoint
 from clip4str.config import VARIANTS
 from clip4str.datasets import DatasetError
+from clip4str.model import CLIP4STR
 from clip4str.synth.stream import WordBatch
 from clip4str.training.adapters import load_adapter_model
 from clip4str.training.recipe import RecipeError
@@ -157,6 +158,7 @@ def test_best_model_is_kept(tmp_path: Path) -> None:
     first = {"samples": 8, "validate_every": 8, "save_every": 8, "validation": [SAMPLES]}
     trainer(tmp_path, optimization=schedule, **first).run()
     run = trainer(tmp_path, optimization=schedule, **first | {"samples": 16})
+    assert isinstance(run.model, CLIP4STR)
     with torch.no_grad():
         for parameter in run.model.cross_decoder.parameters():
             parameter.zero_()
@@ -166,7 +168,7 @@ def test_best_model_is_kept(tmp_path: Path) -> None:
     assert run.model_file.read_bytes() != run.last_file.read_bytes()
 
 
-def test_continued_run_starts_from_its_state(run: Path, tmp_path: Path) -> None:
+def test_continued_run_starts_from_its_state(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     schedule = {"schedule": FLAT}
     trainer(folder, optimization=schedule).run()
