@@ -74,6 +74,8 @@ def initial_model(recipe: Recipe) -> Model:
     if recipe.init == "random" or recipe.new_decoders:
         init_decoder(model.visual_decoder)
         init_decoder(model.cross_decoder)
+    if recipe.cross_from_visual:
+        model.cross_decoder.load_state_dict(model.visual_decoder.state_dict())
     if recipe.adapter is not None:
         try:
             adapted = AdapterModel(model.config, recipe.adapter)

@@ -40,6 +40,7 @@ class ObjectiveOptions(BaseModel):
     detach_image: bool = True  # keep the cross-modal branch's loss from training the image encoder
     cross_context_is_truth: bool = True  # else: the visual branch's own characters
     cross_cloze: bool = False  # else: the cross-modal branch uses the permutations' masks
+    cross_image_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of words it must read by caption alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,8 @@ def cross_modal_logits(
     read = read.flatten(0, 1)  # [N * K, n + 1]: each order has its own caption
     text_memory = decoder.project_memory(_caption_features(model, read))
     image = image_features.detach() if options.detach_image else image_features
+    if options.cross_image_dropout and model.training:
+        image = image * (torch.rand(len(image), 1, 1, device=image.device) >= options.cross_image_dropout)
     memory = decoder.project_memory(image).repeat(count).append(text_memory)
     if options.cross_context_is_truth:
         content = decoder.project_content(batch.context).repeat(count)

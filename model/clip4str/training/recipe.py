@@ -81,6 +81,7 @@ class Recipe(_Part):
     init: str = "random"  # or a CLIP4STR model to start from: default, a fetched model's name, a path
     clip: Path | None = None  # CLIP's own weights for the encoders of a model that starts at random otherwise
     new_decoders: bool = False  # take only the encoders of `init`
+    cross_from_visual: bool = False  # the cross-modal decoder starts as a copy of the visual one
     data: Annotated[tuple[Source, ...], Field(min_length=1)] = (SyntheticSource(source="synthetic"),)
     workers: NonNegativeInt = 1  # data processes for each training process; the data depends on it
     seed: NonNegativeInt = 1

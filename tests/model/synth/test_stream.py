@@ -154,6 +154,8 @@ def test_a_dataset_folder_has_images_and_their_labels(tmp_path: Path) -> None:
         with Image.open(tmp_path / "set" / name) as image:
             assert image.size == (128, 32)
     assert len(list((tmp_path / "set").glob("*.png"))) == 70
+    with Image.open(tmp_path / "set.sheet.png") as sheet:
+        assert sheet.width == 8 * 134
     with pytest.raises(ValueError, match="count must be at least 1"):
         write_dataset(tmp_path / "set", 0, 3, None)
 

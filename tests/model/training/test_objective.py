@@ -238,3 +238,23 @@ def test_gradients_are_the_published_ones(path: Path) -> None:
     for name, array in compared.items():
         gradient = gradients[name.removeprefix("grad/")]
         assert_close(gradient, array, RELATIVE * float(np.abs(array).max()), name)
+
+
+def test_words_read_by_caption_alone_show_no_image() -> None:
+    """Dropped images: the cross-modal branch reads the same whatever they show, and teaches their encoder nothing."""
+    torch.manual_seed(1)
+    model = build("tiny").train()
+    targets = encode(["one", "other"])
+    orders = permutations(targets.shape[1] - 2, 2, np.random.default_rng(1))
+    options = ObjectiveOptions(detach_image=False, cross_image_dropout=0.999)
+    features = torch.randn(2, 17, 64, requires_grad=True)
+    losses = permuted_losses(model, features, targets, orders, options)
+    assert losses.cross_modal is not None
+    losses.cross_modal.backward()
+    assert features.grad is not None
+    assert not features.grad.any()
+    model.eval()
+    reading = permuted_losses(model, features, targets, orders, options)
+    assert reading.cross_modal is not None
+    reading.cross_modal.backward()
+    assert features.grad.any()

@@ -195,3 +195,10 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_missing_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such folder"):
         trainer(tmp_path, data=[WORDS | {"path": str(tmp_path / "none")}]).run()
+
+
+def test_cross_modal_decoder_starts_as_the_visual_one(tmp_path: Path) -> None:
+    run = trainer(tmp_path, cross_from_visual=True)
+    assert isinstance(run.model, CLIP4STR)
+    visual = run.model.visual_decoder.state_dict()
+    assert not changed(visual, run.model.cross_decoder.state_dict())
