@@ -39,7 +39,7 @@ from bench.study_report import BASELINE, ROWS, Budget, Run, Study, report
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "training.md"
 RECIPES = ROOT / "model" / "clip4str" / "training" / "recipes" / "study"
-RESULTS = ROOT / "bench" / "results" / "study.json"
+RESULTS = ROOT / "bench" / "results" / "study" / "tiny.json"
 BEGIN, END = "<!-- study: begin -->\n", "<!-- study: end -->\n"
 _SET_CROPS = 1000  # read of each set at most, spread evenly over it
 _HELD_OUT_CROPS, _HELD_OUT_CHUNK = 512, 64
@@ -200,6 +200,7 @@ def _train(fields: dict[str, Any], sets: Sequence[Path], folder: Path) -> dict[s
 
 
 def _write(path: Path, study: Study) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -40,7 +40,9 @@ class ObjectiveOptions(BaseModel):
     detach_image: bool = True  # keep the cross-modal branch's loss from training the image encoder
     cross_context_is_truth: bool = True  # else: the visual branch's own characters
     cross_cloze: bool = False  # else: the cross-modal branch uses the permutations' masks
-    cross_image_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of words it must read by caption alone
+    cross_image_dropout: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # share of words it must read by caption alone
+    )
 
 
 @dataclass(frozen=True, slots=True)

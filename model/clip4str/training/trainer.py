@@ -242,7 +242,13 @@ class Trainer:
             model = cast(Model, self.average.module)
         self.last_file.parent.mkdir(exist_ok=True)
         save(model, self.last_file)
-        accuracy = validate(model, self.last_file, recipe.validation, recipe.validation_crops)
+        accuracy = validate(
+            model,
+            self.last_file,
+            recipe.validation,
+            recipe.validation_crops,
+            cross_modal=recipe.objective.cross_modal,
+        )
         if accuracy and log is not None:
             log.record(self.samples, {"accuracy_36": accuracy})
         mean = float(np.mean([next(iter(branches.values())) for branches in accuracy.values()] or [0.0]))

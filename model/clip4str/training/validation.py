@@ -46,10 +46,13 @@ def save(model: CLIP4STR | AdapterModel, path: Path) -> None:
         checkpoint.save(path, model)
 
 
-def validate(model: CLIP4STR | AdapterModel, file: Path, sets: Sequence[Path], crops: int) -> Accuracy:
-    """accuracy_36 in percent of `crops` crops of each set, by set and branch; `file` is the model's saved file.
+def validate(
+    model: CLIP4STR | AdapterModel, file: Path, sets: Sequence[Path], crops: int, *, cross_modal: bool
+) -> Accuracy:
+    """accuracy_36 in percent of `crops` crops of each set, by set and branch, the one that counts first.
 
-    A CLIP4STR model is read from there, so that what is measured is what others will load.
+    A CLIP4STR model is read from its saved `file`, so that what is measured is what others will load. Its final
+    answer counts if the cross-modal branch was trained.
     """
     reader: AdapterReader | Recognizer
     branches = ["visual"]
@@ -57,7 +60,7 @@ def validate(model: CLIP4STR | AdapterModel, file: Path, sets: Sequence[Path], c
         reader = AdapterReader(model)
     else:
         reader = Recognizer.load(str(file), device=str(next(model.parameters()).device))
-        branches = ["final", *branches]
+        branches = ["final", "visual"] if cross_modal else ["visual"]
     results = {}
     for path in sets:
         words = open_set(path)

@@ -108,12 +108,14 @@ def test_statistics_move_where_they_are_trained(tmp_path: Path) -> None:
 
 
 def test_visual_branch_alone(tmp_path: Path) -> None:
-    run = trainer(tmp_path, objective={"cross_modal": False}, samples=16, log_every=8)
+    only = {"cross_modal": False}
+    run = trainer(tmp_path, objective=only, samples=16, log_every=8, validation=[SAMPLES], validation_crops=4)
     before = weights(run)
     run.run()
     moved = changed(before, run.model.state_dict())
     assert all(name.startswith(("clip_model.visual.", "visual_decoder.")) for name in moved)
     assert all("cross_modal" not in step for step in losses(tmp_path))
+    assert [set(r["accuracy_36"]["samples"]) for r in records(tmp_path) if "accuracy_36" in r] == [{"visual"}]
 
 
 def test_new_decoders_on_trained_encoders(tmp_path: Path) -> None:
