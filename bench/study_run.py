@@ -20,8 +20,9 @@ from clip4str.benchmark.machine import wait
 from clip4str.datasets import DatasetError
 from clip4str.synth.fonts import FontError
 from clip4str.synth.stream import WordBatch
+from clip4str.training.processes import launch
 from clip4str.training.recipe import Recipe, RecipeError
-from clip4str.training.trainer import Trainer, TrainingError, launch
+from clip4str.training.trainer import Trainer, TrainingError
 from clip4str.training.validation import validate
 
 
@@ -52,11 +53,12 @@ def measure(recipe: Recipe, sets: list[Path], crops: int) -> dict[str, Any]:
     parameters = list(trainer.model.parameters())
     started, ended = trainer.times[0][1], trainer.times[-1][1]
     later = trainer.times[1:]
-    accuracy = validate(trainer.model, trainer.model_file, sets, crops)
-    one_branch = recipe.adapter is not None or not recipe.objective.cross_modal
-    for branches in accuracy.values():
-        if one_branch:  # nothing trained follows the visual branch: its answer is the final one
-            branches["final"] = branches["visual"]
+    cross_modal = recipe.objective.cross_modal
+    accuracy = validate(trainer.model, trainer.model_file, sets, crops, cross_modal=cross_modal)
+    for (
+        branches
+    ) in accuracy.values():  # where nothing trained follows the visual branch, its answer is the final one
+        branches.setdefault("final", branches["visual"])
     return {
         "accuracy_36": accuracy,
         "parameters": sum(parameter.numel() for parameter in parameters),

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from clip4str.containers import (
     read_pickle,
     read_safetensors,
     read_torchscript,
+    written,
 )
 from clip4str.model import CLIP4STR
 
@@ -113,6 +113,10 @@ def load(model: str) -> Checkpoint:
         hashing = pool.submit(_sha256, path)  # the reader maps the file: its bytes come from the disk once
         if path.suffix == ".safetensors":
             state, notes = read_safetensors(path)
+            if "clip4str_adapter" in notes:
+                raise CheckpointError(
+                    f"{path}: is an adapter model, which has one branch: clip4str.training.adapters reads it"
+                )
             config = metadata.parse(notes, state, path)
         else:
             state, config = _read_published(path)
@@ -160,14 +164,8 @@ def save(
         for key, value in model.state_dict().items()
     }
     _check_finite(f"{path}: as {str(dtype).removeprefix('torch.')}", state)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written(path) as unfinished:
         save_file(state, unfinished, metadata.compose(model.config, state, source_sha256))
-        unfinished.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def convert(

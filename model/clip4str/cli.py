@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
-        extra = {"export": "onnx", "train": "train"}.get(arguments.command)
+        extra = {"export": "onnx", "train": "train", "synth": "train"}.get(arguments.command)
         if extra is None:
             raise
         message = f"{error}: this command needs the extra: pip install 'clip4str[{extra}]'"
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     synth = commands.add_parser("synth", help="write synthetic word images one can look at")
     synth.add_argument("out", type=Path, metavar="OUT")
     synth.add_argument("--count", type=_positive, required=True)
-    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--seed", type=_natural, default=0)
     synth.add_argument("--fonts", type=Path, metavar="DIR", help="use the fonts in this folder")
     synth.set_defaults(run=_synth)
 
@@ -173,6 +173,12 @@ def _add_hardware(command: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
@@ -270,8 +276,11 @@ def _synth(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from clip4str.hardware import fit_threads
     from clip4str.training.trainer import train
 
+    if "WORLD_SIZE" not in os.environ:  # torchrun divides the processors itself
+        fit_threads()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(arguments.config)
 

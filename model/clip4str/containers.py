@@ -7,6 +7,7 @@ refused. Tensors come back as views of the mapped file: copy what has to outlive
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import warnings
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -64,6 +65,23 @@ def explained(path: Path | str, what: str) -> Iterator[None]:
         if isinstance(error, KeyError):
             reason = f"it lacks {reason}"
         raise CheckpointError(f"{path}: {what} ({reason[:300]})") from None
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to become `path`, all of it or nothing. Raises CheckpointError if it cannot."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:  # RuntimeError: how torch.save says that a disk is full
+        raise CheckpointError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:

@@ -40,7 +40,7 @@ class Runtime:
         self._model = optimize(model, device, dtype)
         ways: list[_Way]
         if device.type == "cuda":
-            _keep_precise(dtype)
+            keep_precise(dtype)
             compile_encoder(self._model)
             ways = [Lane(self._model, device, _GPU_BATCH) for _ in range(_GPU_LANES)]
         else:
@@ -83,7 +83,7 @@ class Runtime:
         return torch.cat(visual), torch.cat(cross_modal)
 
 
-def _keep_precise(dtype: torch.dtype) -> None:
+def keep_precise(dtype: torch.dtype) -> None:
     """No shortcuts below the number format asked for, in this whole process: answers would depend on neighbours."""
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

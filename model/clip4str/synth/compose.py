@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip4str.synth.camera import Camera
 from clip4str.synth.colours import draw_colours
+from clip4str.synth.kinds import by_kind
 from clip4str.synth.paint import Painter
 from clip4str.synth.texture import TextureBank
 from clip4str.synth.warp import place
@@ -46,7 +47,9 @@ class Composer:
             raise ValueError(f"difficulty must be within 0..1, got {difficulty}")
         masks = masks.to(self._device).float() / 255.0
         aspects, kinds = aspects.to(self._device, torch.float32), kinds.to(self._device)
-        hard = difficulty * torch.rand(masks.shape[0], generator=self._rng, device=self._device)
+        # Signs are met in worse light and from further away than print.
+        luck = torch.rand(masks.shape[0], generator=self._rng, device=self._device)
+        hard = difficulty * luck ** by_kind(kinds, 1.0, 1.0, 0.6)
         placement = place(aspects, self._size, hard, kinds, self._rng)
         # Thin or faint words do not survive the blur that bold ones do.
         bold = (masks.mean((1, 2)) / 0.35).clamp(0, 1)

@@ -9,6 +9,7 @@ Any other folder of .ttf/.otf fonts works as well: it is checked and indexed the
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -196,7 +197,9 @@ def index_fonts(folder: Path) -> int:
         face = inspect(path, folder)
         if face is not None:
             faces.append(face)
-    (folder / _INDEX).write_text(json.dumps([asdict(face) for face in faces], indent=0), encoding="utf-8")
+    unfinished = folder / f".{_INDEX}.{os.getpid()}"  # several processes may find that there is none
+    unfinished.write_text(json.dumps([asdict(face) for face in faces], indent=0), encoding="utf-8")
+    unfinished.replace(folder / _INDEX)
     return len(faces)
 
 

@@ -15,7 +15,7 @@ class Kind(IntEnum):
 
 
 #: How often each kind comes, in the order of Kind.
-KIND_SHARES = (0.26, 0.19, 0.55)
+KIND_SHARES = (0.24, 0.18, 0.58)
 
 
 def by_kind(kinds: Tensor, form: float, receipt: float, sign: float) -> Tensor:

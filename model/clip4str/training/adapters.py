@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from clip4str import towers
 from clip4str.autoregression import autoregress
 from clip4str.config import ModelConfig
-from clip4str.containers import explained, read_safetensors
+from clip4str.containers import explained, read_safetensors, written
 from clip4str.decoding import refine
 from clip4str.model import Decoder, init_decoder, normalize
 
@@ -212,9 +212,13 @@ def init_adapter_model(model: AdapterModel) -> None:
 
 
 def save_adapter_model(model: AdapterModel, path: Path) -> None:
-    """Write the whole model, its frozen encoder too, as safetensors that `load_adapter_model` reads."""
+    """Write the whole model, its frozen encoder too, as safetensors that `load_adapter_model` reads.
+
+    Raises CheckpointError when the file cannot be written.
+    """
     notes = {_MODEL: json.dumps(model.config.to_dict()), _ADAPTER: json.dumps(asdict(model.adapter_config))}
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, notes)
+    with written(path) as unfinished:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, unfinished, notes)
 
 
 def load_adapter_model(path: Path) -> AdapterModel:
@@ -259,9 +263,14 @@ def _build_adapter(config: ModelConfig, adapter: AdapterConfig) -> nn.Module:
             return LinearAdapter(dim, reduction=2, ratio=0.2)
         case "attention":
             return AttentionAdapter(dim, heads=8)
-    if not adapter.blocks or not all(0 <= block < config.vision.layers for block in adapter.blocks):
+    ordered = tuple(sorted(set(adapter.blocks))) == tuple(adapter.blocks)
+    if (
+        not adapter.blocks
+        or not ordered
+        or not 0 <= adapter.blocks[0] <= adapter.blocks[-1] < config.vision.layers
+    ):
         raise ValueError(
-            f"blocks is {adapter.blocks}: expected at least one index from 0 to {config.vision.layers - 1}"
+            f"blocks is {adapter.blocks}: expected at least one index from 0 to {config.vision.layers - 1}, in order"
         )
     if adapter.kind == "linear_ladder":
         rungs: list[nn.Module] = [LinearAdapter(width, reduction=4, ratio=0.5) for _ in adapter.blocks]

@@ -28,6 +28,12 @@ class Network(nn.Module):
         self.recipe = recipe
         self.model = initial_model(recipe)
         wants_columns = recipe.encoder_only > 0 or recipe.column_loss_weight > 0
+        columns, longest = self.model.config.vision.grid[1], self.model.config.max_length
+        if wants_columns and columns < longest:
+            raise RecipeError(
+                f"encoder_only, column_loss_weight: this image encoder has {columns} columns, "
+                f"too few to spell words of {longest} characters"
+            )
         self.columns = ColumnClassifier(self.model.config) if wants_columns else None
 
     def train(self, mode: bool = True) -> Network:
@@ -92,5 +98,6 @@ def initial_model(recipe: Recipe) -> Model:
         model.config.freeze_image_layers if image is None else image,
         model.config.freeze_text_layers if text is None else text,
     )
+    model.visual_decoder.requires_grad_(not recipe.freeze_visual_decoder)
     model.cross_decoder.requires_grad_(recipe.objective.cross_modal)
     return model

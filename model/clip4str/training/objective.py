@@ -34,8 +34,8 @@ class ObjectiveOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    permutations: Annotated[int, Field(ge=2)] = 6  # of each batch, mirrored ones included
-    cross_modal: bool = True  # else: the visual branch alone
+    permutations: Annotated[int, Field(ge=2, multiple_of=2)] = 6  # of each batch, mirrored ones included
+    cross_modal: bool = True  # else: the visual branch alone, and the model's final answer is of no use
     cross_loss_weight: Annotated[float, Field(ge=0)] = 1.0
     detach_image: bool = True  # keep the cross-modal branch's loss from training the image encoder
     cross_context_is_truth: bool = True  # else: the visual branch's own characters

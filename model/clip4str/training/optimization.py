@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from clip4str.training.recipe import Flat, OneCycle, Optimization
 
@@ -30,7 +31,7 @@ class Stepper:
     """The optimiser of a run and its schedule, stepped together."""
 
     optimizer: AdamW
-    schedule: LRScheduler
+    schedule: LambdaLR
 
     def step(self) -> None:
         """Use the gradients, then move to the next step's rates."""
@@ -50,6 +51,10 @@ class Stepper:
         """The inverse of `state_dict`, for the same recipe."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        # A run that was made longer goes on with the longer run's rate at once.
+        rates = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        for group, (peak, factor) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = peak * factor(self.schedule.last_epoch)
 
 
 def peak_rate(options: Optimization, *, batch_size: int, accumulate: int, world: int, adapter: bool) -> float:
@@ -92,28 +97,31 @@ def build_stepper(
     optimizer = AdamW(
         parameter_groups(parameters, options, rate, adapter), betas=_BETAS, eps=_EPS, fused=True
     )
-    return Stepper(optimizer, _schedule(optimizer, options.schedule, -(-samples // step_crops), step_crops))
+    steps = -(-samples // step_crops)
+    factor = partial(rate_factor, options.schedule, steps=steps, step_crops=step_crops)
+    return Stepper(optimizer, LambdaLR(optimizer, factor))
 
 
-def _schedule(optimizer: AdamW, schedule: OneCycle | Flat, steps: int, step_crops: int) -> LRScheduler:
-    if isinstance(schedule, Flat):
-        return LambdaLR(optimizer, lambda step: flat_factor(schedule, step * step_crops, steps * step_crops))
-    return OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=steps,
-        pct_start=schedule.warmup,
-        cycle_momentum=False,
-        div_factor=schedule.start_divisor,
-        final_div_factor=schedule.end_divisor,
-    )
-
-
-def flat_factor(schedule: Flat, samples: int, total: int) -> float:
-    """Share of the peak rate after `samples` of `total` crops."""
-    rising = (samples + 1) / max(1, schedule.warmup)
-    falling = (total - samples) / max(1, schedule.decay)
+def rate_factor(schedule: OneCycle | Flat, step: int, steps: int, step_crops: int) -> float:
+    """Share of the peak rate at a step, counted from 0, of a run of `steps` steps of `step_crops` crops."""
+    if isinstance(schedule, OneCycle):
+        return _one_cycle(schedule, step, steps)
+    rising = (step * step_crops + 1) / max(1, schedule.warmup)
+    falling = (steps - step) * step_crops / max(1, schedule.decay)
     return min(1.0, rising, max(schedule.end, falling))
+
+
+def _one_cycle(schedule: OneCycle, step: int, steps: int) -> float:
+    """As PyTorch's OneCycleLR where the warm-up takes more than a step; else there is none."""
+    peak, last = max(0.0, schedule.warmup * steps - 1), steps - 1
+    low, end = 1 / schedule.start_divisor, 1 / (schedule.start_divisor * schedule.end_divisor)
+    if step < peak:
+        return _cosine(low, 1.0, step / peak)
+    return _cosine(1.0, end, min(1.0, (step - peak) / (last - peak)) if last > peak else 0.0)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def _learns_slowly(name: str, adapter: str | None) -> bool:

@@ -11,12 +11,12 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
 )
 
+from clip4str.config import VARIANTS
 from clip4str.training.adapters import AdapterConfig
 from clip4str.training.objective import ObjectiveOptions
 from clip4str.training.sources import Source, SyntheticSource
@@ -25,6 +25,19 @@ Variant = Literal["tiny", "base32", "base16", "large14", "huge14"]
 Blocks = (
     Annotated[int, Field(ge=-1)] | None
 )  # see `freezing.freeze`; None: as the variant's configuration says
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# What an adapter model has no use for: one branch, and an encoder that is never trained.
+_NOT_WITH_ADAPTER = {
+    "new_decoders",
+    "cross_from_visual",
+    "freeze_image_layers",
+    "freeze_text_layers",
+    "freeze_visual_decoder",
+    "encoder_only",
+    "column_loss_weight",
+}
 
 
 class RecipeError(ValueError):
@@ -40,8 +53,8 @@ class OneCycle(_Part):
 
     kind: Literal["one_cycle"] = "one_cycle"
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.075  # share of the run
-    start_divisor: PositiveFloat = 25.0  # the first rate is the peak over this
-    end_divisor: PositiveFloat = 1e4  # and the last is the first over this
+    start_divisor: Positive = 25.0  # the first rate is the peak over this
+    end_divisor: Positive = 1e4  # and the last is the first over this
 
 
 class Flat(_Part):
@@ -56,13 +69,13 @@ class Flat(_Part):
 class Optimization(_Part):
     """AdamW's rates and their schedule; the defaults are the published ones."""
 
-    learning_rate: PositiveFloat = 8.4e-5  # peak, for a step of `rate_batch` crops; it grows with the step
+    learning_rate: Positive = 8.4e-5  # peak, for a step of `rate_batch` crops; it grows with the step
     rate_batch: PositiveInt = 512
-    decoder_rate_factor: PositiveFloat = 19.0  # of all that is not CLIP's
+    decoder_rate_factor: Positive = 19.0  # of all that is not CLIP's
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     decoder_decay_factor: Annotated[float, Field(ge=0)] = 1.0
     schedule: Annotated[OneCycle | Flat, Field(discriminator="kind")] = OneCycle()
-    gradient_clip: PositiveFloat = 20.0  # norm
+    gradient_clip: Positive = 20.0  # norm
 
 
 class Average(_Part):
@@ -77,8 +90,8 @@ class Recipe(_Part):
     """One training run. Amounts of progress are counted in crops shown to the model, by all processes together."""
 
     output: Path  # folder for the state, the logs and the model files
+    init: str = "default"  # model to start from: default, a fetched model's name, a path; or random
     variant: Variant = "tiny"  # of a model that starts at random
-    init: str = "random"  # or a CLIP4STR model to start from: default, a fetched model's name, a path
     clip: Path | None = None  # CLIP's own weights for the encoders of a model that starts at random otherwise
     new_decoders: bool = False  # take only the encoders of `init`
     cross_from_visual: bool = False  # the cross-modal decoder starts as a copy of the visual one
@@ -93,6 +106,7 @@ class Recipe(_Part):
     column_loss_weight: Annotated[float, Field(ge=0)] = 0.0  # of the column classifier beside the decoders
     freeze_image_layers: Blocks = None
     freeze_text_layers: Blocks = None
+    freeze_visual_decoder: bool = False  # to train the cross-modal branch on what the visual one reads
     freeze_statistics: bool = True  # of batch normalisation: it runs as it will when reading
     adapter: AdapterConfig | None = None  # train an adapter and one decoder on a frozen image encoder instead
     optimization: Optimization = Optimization()
@@ -105,6 +119,34 @@ class Recipe(_Part):
     validate_every: PositiveInt = 50_000
     save_every: PositiveInt = 10_000
     log_every: PositiveInt = 1_000
+
+    @model_validator(mode="after")
+    def _says_nothing_in_vain(self) -> Recipe:
+        """A field that would do nothing is a mistake, and one the run would not show."""
+        given, asked = self.model_fields_set, self.objective.model_fields_set
+        if self.init == "random":
+            vain = given & {"new_decoders"}
+            why = "there is nothing to take from init: random"
+            if VARIANTS[self.variant].vision.stem_channels and self.freeze_statistics:
+                raise ValueError(
+                    "init: random needs freeze_statistics: false, for there are no batch statistics yet"
+                )
+        else:
+            vain, why = given & {"variant", "clip"}, f"the model of init: {self.init} has its own"
+        if self.adapter is not None and not vain:
+            vain, why = given & _NOT_WITH_ADAPTER, "an adapter model has no use for it"
+            vain |= {f"objective.{name}" for name in asked - {"permutations"}}
+            if "rate_batch" in self.optimization.model_fields_set:
+                vain.add("optimization.rate_batch")
+        if not self.objective.cross_modal and not vain:
+            vain = {f"objective.{name}" for name in asked - {"permutations", "cross_modal"}}
+            vain |= given & {"cross_from_visual", "freeze_text_layers", "freeze_visual_decoder"}
+            why = "the cross-modal branch is not trained"
+        if vain:
+            raise ValueError(f"{', '.join(sorted(vain))}: leave it out, {why}")
+        if self.average is not None and self.average.start >= self.samples:
+            raise ValueError("average.start: the run ends before it")
+        return self
 
     @model_validator(mode="after")
     def _statistics_need_mixed_lengths(self) -> Recipe:

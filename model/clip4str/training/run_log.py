@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from clip4str.containers import written
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ class RunLog:
     def __init__(self, folder: Path, samples: int, total: int) -> None:
         self._file = folder / "log.jsonl"
         self._keep_until(samples)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=samples)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=samples + 1 if samples else None)
         self._bar = tqdm(total=total, initial=samples, unit="crop", disable=None, smoothing=0.05)
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
@@ -66,10 +69,17 @@ class RunLog:
         if not self._file.exists():
             return
         kept = []
-        for line in self._file.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["samples"] > samples:
+        for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            if _samples_of(line) > samples:
                 break
             kept.append(line)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self._file)
+        with written(self._file) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
+
+
+def _samples_of(line: str) -> float:
+    """Infinite for a line that is not whole."""
+    try:
+        return float(json.loads(line)["samples"]) if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf

@@ -153,7 +153,12 @@ def batches(mixture: Mixture, workers: int) -> Iterator[WordBatch]:
         prefetch_factor=_PREFETCH if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    for item in loader:
+    items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except RuntimeError as error:  # a worker was killed, most often for want of memory
+            raise DatasetError(f"a data process died ({str(error).splitlines()[0]})") from None
         if isinstance(item, Exception):
             raise item
         images, labels = item

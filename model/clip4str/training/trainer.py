@@ -1,18 +1,17 @@
 """The training loop: batches in, a model file out; killed at any moment, it goes on as if nothing had been.
 
 One process on a CPU or a GPU, or several under `torchrun`, by Lightning Fabric. Everything random in a step is a
-function of (seed, step), and losses are means over the whole step: how many processes share it, and in how many
-batches, changes no loss but by rounding (batch statistics aside, where they are trained).
+function of (seed, step), and losses are means over the whole step: how many processes share words from files, and in
+how many batches, changes no loss but by rounding. (Synthetic words, dropout and trained batch statistics are each
+process' own.)
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
+import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,21 +20,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from clip4str.charset import PAD, encode
+from clip4str.containers import explained, written
 from clip4str.hardware import keep_freed_memory
+from clip4str.runtime import keep_precise
 from clip4str.synth.stream import WordBatch
+from clip4str.training.means import Means
 from clip4str.training.network import Model, Network
 from clip4str.training.objective import permutations, target_count
 from clip4str.training.optimization import build_stepper, peak_rate
+from clip4str.training.processes import launch, on_first_process, over_processes, synchronized
 from clip4str.training.recipe import Average, Flat, Recipe, RecipeError, read_recipe
 from clip4str.training.run_log import RunLog
 from clip4str.training.sources import Mixture, batches
-from clip4str.training.validation import save, validate
+from clip4str.training.validation import check_sets, save, validate
+
+log = logging.getLogger(__name__)
 
 _FUSED = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 _ORDERS, _DROPOUT = range(2)  # independent streams of random numbers under one seed
@@ -50,35 +54,29 @@ class TrainingError(RuntimeError):
 def train(recipe_file: Path) -> None:
     """Run a recipe file. Raises RecipeError, CheckpointError, FontError, DatasetError or TrainingError."""
     recipe = read_recipe(recipe_file)
-    trainer = Trainer(recipe, launch(recipe))
-    trainer.run()
-
-
-def launch(recipe: Recipe) -> Fabric:
-    """One process, or this one of those that `torchrun` started: on its GPU if there are any, else on the CPU."""
-    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    fabric = Fabric(
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
-        devices=local,
-        num_nodes=world // local,
-        strategy=DDPStrategy(find_unused_parameters=True) if world > 1 else "auto",
-        precision="bf16-mixed" if recipe.bf16 else "32-true",
-    )
-    fabric.launch()
-    return fabric
+    try:
+        Trainer(recipe, launch(recipe)).run()
+    except torch.OutOfMemoryError:
+        raise TrainingError("the GPU's memory is too small: lower batch_size and raise accumulate") from None
 
 
 class Trainer:
     """One run of a recipe. What it saves in the recipe's `output` lets a stopped run go on.
 
-    Raises RecipeError where the recipe does not fit the saved run, or the processes.
+    Raises RecipeError where the recipe does not fit the saved run or the processes, DatasetError for validation sets
+    that cannot be measured, CheckpointError for files that cannot be read or written.
     """
 
     def __init__(self, recipe: Recipe, fabric: Fabric) -> None:
         self.recipe, self.fabric = recipe, fabric
+        check_sets(recipe.validation)
         keep_freed_memory()
+        # As validation will set it, from the start.
+        keep_precise(torch.bfloat16 if recipe.bf16 else torch.float32)
         torch.manual_seed(recipe.seed)
-        network = self._synchronized(Network(recipe))
+        network: nn.Module = Network(recipe)
+        if not recipe.freeze_statistics:
+            network = synchronized(network, fabric)
         rate = peak_rate(
             recipe.optimization,
             batch_size=recipe.batch_size,
@@ -89,8 +87,9 @@ class Trainer:
         self.step_crops = recipe.step_crops(fabric.world_size)
         self.network = fabric.setup_module(network)
         self.network.train()
+        columns = () if self._bare.columns is None else self._bare.columns.named_parameters("columns")
         self.stepper = build_stepper(
-            self._bare.named_parameters(),
+            [*self.model.named_parameters(), *columns],
             recipe.optimization,
             rate=rate,
             step_crops=self.step_crops,
@@ -100,8 +99,11 @@ class Trainer:
         self.average = _averaged(self.model, recipe.average)
         self.steps = 0
         self.best = -1.0  # mean accuracy of the best validation
-        self._sums: dict[str, Tensor] = {}
-        recipe.output.mkdir(parents=True, exist_ok=True)
+        self._means = Means(fabric)
+        try:
+            recipe.output.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RecipeError(f"output: {recipe.output} is a file, not a folder") from None
         if self._state_file.exists():
             self._restore()
 
@@ -136,6 +138,18 @@ class Trainer:
     def run(self) -> None:
         """Train to the recipe's end."""
         recipe = self.recipe
+        if self.samples >= recipe.samples:
+            log.info("%s: all %d crops were shown; raise samples to go on", recipe.output, self.samples)
+            return
+        if not self.fabric.is_global_zero:
+            self._train(self.batches(), None)
+            return
+        with RunLog(recipe.output, self.samples, recipe.samples) as run_log:
+            self._train(self.batches(), run_log)
+
+    def batches(self) -> Iterator[WordBatch]:
+        """This process' batches of the steps that are left, and on. Raises DatasetError or FontError."""
+        recipe = self.recipe
         mixture = Mixture(
             recipe.data,
             size=self.model.config.vision.image_size,
@@ -145,21 +159,16 @@ class Trainer:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
-        stream = batches(mixture, recipe.workers)
-        if not self.fabric.is_global_zero:
-            self._train(stream, None)
-            return
-        with RunLog(recipe.output, self.samples, recipe.samples) as log:
-            self._train(stream, log)
+        return batches(mixture, recipe.workers)
 
-    def _train(self, stream: Iterator[WordBatch], log: RunLog | None) -> None:
-        """All steps that are left; `log` on the first process only."""
+    def _train(self, stream: Iterator[WordBatch], run_log: RunLog | None) -> None:
+        """All steps that are left; `run_log` on the first process only."""
         recipe, started, counted = self.recipe, time.perf_counter(), self.samples
         while self.samples < recipe.samples:
             before = self.samples
             self.step([next(stream) for _ in range(recipe.accumulate)])
-            if log is not None:
-                log.progress(self.step_crops)
+            if run_log is not None:
+                run_log.progress(self.step_crops)
             over = self.samples >= recipe.samples
 
             def due(every: int, before: int = before, over: bool = over) -> bool:
@@ -168,12 +177,14 @@ class Trainer:
             if due(recipe.log_every):
                 losses = self.mean_losses()
                 speed = (self.samples - counted) / (time.perf_counter() - started)
-                if log is not None:
-                    log.record(self.samples, {"crops_per_second": round(speed, 1), **losses})
+                if run_log is not None:
+                    run_log.record(self.samples, {"crops_per_second": round(speed, 1), **losses})
+            if due(recipe.save_every) or due(recipe.validate_every):
+                self._gather()
+                on_first_process(self.fabric, self.save)
             if due(recipe.validate_every):
-                self._on_first_process(lambda: self._validate(log))
-            if due(recipe.save_every):
-                self._on_first_process(self._save)
+                on_first_process(self.fabric, lambda: self._validate(run_log))
+                on_first_process(self.fabric, self.save)  # which model is the best
             if due(recipe.log_every):  # what was written and measured takes no part in the speed
                 started, counted = time.perf_counter(), self.samples
 
@@ -184,12 +195,12 @@ class Trainer:
         orders = None
         shares = [0.0] * len(parts)
         if self.samples >= recipe.encoder_only:
-            width = self._over_processes(max(target.shape[1] for target in targets), max)
+            width = over_processes(self.fabric, max(target.shape[1] for target in targets), max)
             targets = [F.pad(target, (0, width - target.shape[1]), value=PAD) for target in targets]
             rng = np.random.default_rng((recipe.seed, _ORDERS, self.steps))
             orders = permutations(width - 2, recipe.objective.permutations, rng)
             counts = [target_count(target, len(orders)) for target in targets]
-            total = self._over_processes(sum(counts), sum)
+            total = over_processes(self.fabric, sum(counts), sum)
             shares = [count * world / total for count in counts]  # gradients are averaged over processes
         self._seed_dropout()
         for number, (part, target, share) in enumerate(zip(parts, targets, shares, strict=True), start=1):
@@ -198,12 +209,10 @@ class Trainer:
                 losses = self.network(images, target, orders)
                 self.fabric.backward(self._total(losses, share, len(parts)))
             for name, loss in losses.items():
-                part_share = (1 / len(parts) if name == "columns" else share) / world
-                self._sums[name] = self._sums.get(name, 0) + loss.detach() * part_share
+                mean = loss.detach() * (1 / len(parts) if name == "columns" else share)
+                self._means.add(name, mean, len(parts))
         clip = recipe.optimization.gradient_clip
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), clip)
-        self._sums["gradient_norm"] = self._sums.get("gradient_norm", 0) + norm / world
-        self._sums["steps"] = self._sums.get("steps", torch.zeros((), device=norm.device)) + 1 / world
+        self._means.add("gradient_norm", nn.utils.clip_grad_norm_(self.network.parameters(), clip))
         self.stepper.step()
         self.network.zero_grad()
         self.steps += 1
@@ -220,21 +229,19 @@ class Trainer:
         return total
 
     def mean_losses(self) -> dict[str, float]:
-        """Means over the steps since the last call, and the learning rate."""
-        names = list(self._sums)
-        sums = self.fabric.all_reduce(torch.stack([self._sums[name] for name in names]), reduce_op="sum")
-        values = dict(zip(names, torch.as_tensor(sums).tolist(), strict=True))
-        self._sums = {}
-        steps = values.pop("steps")
-        means = {name: value / steps for name, value in values.items()}
-        if not all(math.isfinite(value) for value in means.values()):
+        """Means over the steps since the last call, and the learning rate. Raises TrainingError as `_gather`."""
+        self._gather()
+        return self._means.take() | {"rate": self.stepper.rate}
+
+    def _gather(self) -> None:
+        """Before anything is told or saved. Raises TrainingError if a loss was not finite."""
+        if not self._means.gather():
             raise TrainingError(
                 f"a loss was not finite after {self.samples} crops: lower optimization.learning_rate "
                 f"(the run's last good state is in {self.recipe.output})"
             )
-        return {name: round(value, 6) for name, value in means.items()} | {"rate": self.stepper.rate}
 
-    def _validate(self, log: RunLog | None) -> None:
+    def _validate(self, run_log: RunLog | None) -> None:
         """Write the model, measure it, and keep it if it is the best."""
         recipe = self.recipe
         model = self.model
@@ -249,59 +256,41 @@ class Trainer:
             recipe.validation_crops,
             cross_modal=recipe.objective.cross_modal,
         )
-        if accuracy and log is not None:
-            log.record(self.samples, {"accuracy_36": accuracy})
+        if accuracy and run_log is not None:
+            run_log.record(self.samples, {"accuracy_36": accuracy})
         mean = float(np.mean([next(iter(branches.values())) for branches in accuracy.values()] or [0.0]))
         if mean >= self.best or not accuracy:
             self.best = mean
-            shutil.copyfile(self.last_file, self.model_file)
+            with written(self.model_file) as unfinished:
+                shutil.copyfile(self.last_file, unfinished)
 
     def _seed_dropout(self) -> None:
         words = np.random.SeedSequence((self.recipe.seed, _DROPOUT, self.steps, self.fabric.global_rank))
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
-    def _over_processes(self, value: int, reduce: Callable[[list[int]], int]) -> int:
-        if self.fabric.world_size == 1:
-            return value
-        gathered = self.fabric.all_gather(torch.tensor(value, device=self.fabric.device))
-        return reduce(torch.as_tensor(gathered).tolist())
-
-    def _on_first_process(self, do: Callable[[], None]) -> None:
-        """The others wait."""
-        if self.fabric.is_global_zero:
-            do()
-        self.fabric.barrier()
-
-    def _synchronized(self, network: Network) -> nn.Module:
-        """Batch statistics over all processes, where they are trained."""
-        if self.recipe.freeze_statistics or self.fabric.world_size == 1:
-            return network
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-            return network
-        if self.fabric.device.type == "cpu":
-            raise RecipeError(
-                "freeze_statistics: false needs one process or GPUs, for batch statistics over several CPUs"
-            )
-        synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return synchronized
-
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write what a stopped run needs to go on; on the first process. Raises CheckpointError if it cannot."""
         state: dict[str, Any] = {
-            "recipe": self.recipe.model_dump_json(),
+            "recipe": self.recipe.model_dump_json(exclude_unset=True),
             "steps": self.steps,
             "world": self.fabric.world_size,
             "best": self.best,
+            "measured": self._measured,
+            "means": self._means.state_dict(),
             "network": self._bare.state_dict(),
             "stepper": self.stepper.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
         }
-        partial = self._state_file.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._state_file)
+        with written(self._state_file) as unfinished:
+            torch.save(state, unfinished)
 
     def _restore(self) -> None:
-        state = torch.load(self._state_file, map_location=self.fabric.device, weights_only=True)
-        before, now = json.loads(state["recipe"]), json.loads(self.recipe.model_dump_json())
+        with explained(
+            self._state_file, "is no state to go on from; take another output folder, or remove it"
+        ):
+            state = torch.load(self._state_file, map_location=self.fabric.device, weights_only=True)
+            before = Recipe.model_validate_json(state["recipe"]).model_dump(mode="json")
+        now = self.recipe.model_dump(mode="json")
         changeable = _CHANGEABLE | ({"samples"} if isinstance(self._schedule, Flat) else set())
         changed = sorted(key for key in now if before.get(key) != now[key] and key not in changeable)
         if state["world"] != self.fabric.world_size:
@@ -315,7 +304,16 @@ class Trainer:
         self.stepper.load_state_dict(state["stepper"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.steps, self.best = state["steps"], state["best"]
+        self.steps = state["steps"]
+        if state["measured"] == self._measured:  # else: accuracies of other words are no measure of the best
+            self.best = state["best"]
+        self._means.load_state_dict(state["means"])
+
+    @property
+    def _measured(self) -> list[str]:
+        """What accuracies are of."""
+        sets = [str(path.resolve()) for path in self.recipe.validation]
+        return [*sets, str(self.recipe.validation_crops)]
 
     @property
     def _schedule(self) -> object:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from clip4str import checkpoint
-from clip4str.datasets import open_set
+from clip4str.charset import ALPHANUMERIC_LOWER, adapt
+from clip4str.datasets import DatasetError, open_set
 from clip4str.evaluation import evaluate
 from clip4str.image import prepare
 from clip4str.model import CLIP4STR
@@ -44,6 +45,18 @@ def save(model: CLIP4STR | AdapterModel, path: Path) -> None:
         save_adapter_model(model, path)
     else:
         checkpoint.save(path, model)
+
+
+def check_sets(sets: Sequence[Path]) -> None:
+    """Whether these sets can be measured is better known before the training. Raises DatasetError."""
+    names = []
+    for path in sets:
+        words = open_set(path)
+        names.append(words.name)
+        if not any(adapt(label, ALPHANUMERIC_LOWER) for label in words.labels):
+            raise DatasetError(f"{path}: no label has a letter or digit, the only ones accuracy_36 compares")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DatasetError(f"two validation sets are named {twice[0]}: the log needs a name for each")
 
 
 def validate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from torch import nn
 
 from clip4str.training.adapters import AdapterConfig, AdapterModel
 from clip4str.training.freezing import freeze
-from clip4str.training.optimization import build_stepper, flat_factor, parameter_groups, peak_rate
-from clip4str.training.recipe import Flat, Optimization
+from clip4str.training.optimization import build_stepper, parameter_groups, peak_rate, rate_factor
+from clip4str.training.recipe import Flat, OneCycle, Optimization
 from tests.model.golden import build, fixtures, in_folder, read_fixture
 
 each_step = pytest.mark.parametrize("path", fixtures("tiny_train.npz"), ids=in_folder)
@@ -42,7 +41,7 @@ def test_groups_rates_and_schedule_are_the_published_ones(path: Path) -> None:
     groups = stepper.optimizer.param_groups
     assert names_of(groups, model) == [sorted(group["names"]) for group in golden["groups"]]
     for group, expected in zip(groups, golden["groups"], strict=True):
-        assert group["max_lr"] == pytest.approx(expected["max_lr"])
+        assert group["initial_lr"] / 25 == pytest.approx(expected["initial_lr"])
         assert group["weight_decay"] == expected["weight_decay"]
         assert list(group["betas"]) == expected["betas"]
         assert group["eps"] == expected["eps"]
@@ -74,7 +73,7 @@ def test_adapters_groups_and_rates_are_the_published_ones(path: Path, kind: Any)
 
 def test_flat_schedule_rises_stays_and_falls() -> None:
     schedule = Flat(warmup=100, decay=200)
-    factors = [flat_factor(schedule, samples, 1000) for samples in (0, 49, 99, 500, 900, 1000)]
+    factors = [rate_factor(schedule, step, 1000, 1) for step in (0, 49, 99, 500, 900, 1000)]
     assert factors == pytest.approx([0.01, 0.5, 1.0, 1.0, 0.5, 0.01])
 
 
@@ -92,8 +91,33 @@ def test_state_goes_on_where_it_was() -> None:
         first.step()
     second.load_state_dict(first.state_dict())
     assert second.rate == first.rate
-    json.dumps(first.schedule.state_dict(), default=str)
     for _ in range(5):
         first.step()
         second.step()
         assert second.rate == first.rate
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 10), (0.5, 2), (0.9, 1), (0.01, 3), (0.075, 400)])
+def test_a_cycle_of_any_length_rises_and_falls(warmup: float, steps: int) -> None:
+    """A warm-up of less than a step, or of just one, is no warm-up."""
+    factors = [rate_factor(OneCycle(warmup=warmup), step, steps, 64) for step in range(steps + 1)]
+    peak = factors.index(max(factors))
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert max(factors) > 0.9
+    assert factors[steps] == factors[steps - 1] or steps == 1
+
+
+def test_a_longer_run_goes_on_with_its_own_rate() -> None:
+    module = nn.Linear(2, 2)
+    options = Optimization(schedule=Flat(warmup=0, decay=10))
+
+    def run(samples: int) -> Any:
+        return build_stepper(module.named_parameters(), options, rate=1.0, step_crops=1, samples=samples)
+
+    short, long = run(10), run(100)
+    for _ in range(9):
+        short.step()
+    long.load_state_dict(short.state_dict())
+    assert short.rate == pytest.approx(0.1 * options.decoder_rate_factor)
+    assert long.rate == pytest.approx(1.0 * options.decoder_rate_factor)

@@ -76,6 +76,29 @@ def test_published_recipe_has_the_published_values() -> None:
 def test_batch_statistics_are_not_trained_on_words_of_like_length(tmp_path: Path) -> None:
     """A batch's statistics would tell how long its words are, which those of reading do not."""
     path = tmp_path / "recipe.yaml"
-    path.write_text("output: run\nfreeze_statistics: false\n")
+    path.write_text("output: run\ninit: random\nfreeze_statistics: false\n")
     with pytest.raises(RecipeError, match="like_lengths"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("init: random", "init: random needs freeze_statistics: false"),
+        ("variant: base16", "variant: leave it out, the model of init: default has its own"),
+        ("clip: ViT-B-16.pt", "clip: leave it out"),
+        ("init: random\nvariant: base16\nnew_decoders: true", "new_decoders: leave it out"),
+        ("adapter: {kind: linear}\nfreeze_text_layers: 1", "freeze_text_layers: leave it out, an adapter"),
+        ("adapter: {kind: linear}\nobjective: {detach_image: false}", "objective.detach_image: leave it out"),
+        ("adapter: {kind: linear}\noptimization: {rate_batch: 64}", "optimization.rate_batch: leave it out"),
+        ("objective: {cross_modal: false, cross_image_dropout: 0.1}", "objective.cross_image_dropout: leave"),
+        ("samples: 10\naverage: {kind: swa, start: 10}", "average.start: the run ends before it"),
+        ("objective: {permutations: 5}", "permutations: Input should be a multiple of 2"),
+        ("optimization: {learning_rate: .inf}", "learning_rate: Input should be a finite number"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"output: run\n{text}\n")
+    with pytest.raises(RecipeError, match=message):
         read_recipe(path)
