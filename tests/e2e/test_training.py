@@ -94,20 +94,22 @@ def test_two_processes_have_the_losses_of_one_with_the_doubled_batch(tmp_path: P
 
 
 def test_default_learns_64_words_by_heart(tmp_path: Path) -> None:
-    """The README's fine-tuning, on words that the default reads otherwise: every label is turned round."""
+    """The README's fine-tuning, on words not all of which the default reads."""
     folder = tmp_path / "words"
     write_dataset(folder, 64, seed=5, fonts=None)
-    table = folder / "labels.tsv"
-    lines = [line.split("\t") for line in table.read_text().splitlines()]
-    table.write_text("".join(f"{name}\t{label[::-1]}\n" for name, label in lines))
-    schedule = {"learning_rate": 1e-3, "rate_batch": 32, "decoder_rate_factor": 1}
-    data = [WORDS | {"path": str(folder)}]
-    recipe = fields(tmp_path / "run", batch_size=32, samples=2560, data=data, optimization=schedule)
-    run(COMMAND, write(tmp_path / "recipe.yaml", recipe | {"save_every": 2560, "validate_every": 2560}))
     words = FolderSet(folder)
-    recognizer = Recognizer.load(str(tmp_path / "run"), device="cpu")
-    readings = recognizer.read([words.image(index) for index in range(len(words))])
-    assert [reading.text for reading in readings] == words.labels
+
+    def right(model: str) -> int:
+        recognizer = Recognizer.load(model, device="cpu")
+        readings = recognizer.read([words.image(index) for index in range(len(words))])
+        return sum(reading.text == label for reading, label in zip(readings, words.labels, strict=True))
+
+    assert right("default") < 60
+    schedule = {"learning_rate": 5e-4, "rate_batch": 32, "decoder_rate_factor": 1}
+    data = [WORDS | {"path": str(folder)}]
+    recipe = fields(tmp_path / "run", batch_size=32, samples=1280, data=data, optimization=schedule)
+    run(COMMAND, write(tmp_path / "recipe.yaml", recipe | {"save_every": 1280, "validate_every": 1280}))
+    assert right(str(tmp_path / "run")) == 64
 
 
 @pytest.mark.parametrize(
