@@ -22,11 +22,8 @@ from clip4str.training.objective import ObjectiveOptions
 from clip4str.training.sources import Source, SyntheticSource
 
 Variant = Literal["tiny", "base32", "base16", "large14", "huge14"]
-Blocks = (
-    Annotated[int, Field(ge=-1)] | None
-)  # see `freezing.freeze`; None: as the variant's configuration says
-
-
+# See `freezing.freeze`; None: as the variant's configuration says.
+Blocks = Annotated[int, Field(ge=-1)] | None
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # What an adapter model has no use for: one branch, and an encoder that is never trained.
 _NOT_WITH_ADAPTER = {
@@ -112,9 +109,7 @@ class Recipe(_Part):
     optimization: Optimization = Optimization()
     average: Average | None = None
     bf16: bool = True  # mixed precision: bfloat16 activations
-    validation: tuple[
-        Path, ...
-    ] = ()  # sets as of `clip4str eval`; the best model is kept by their mean accuracy
+    validation: tuple[Path, ...] = ()  # sets as of `clip4str eval`, by whose mean the best model is kept
     validation_crops: PositiveInt = 300  # of each set
     validate_every: PositiveInt = 50_000
     save_every: PositiveInt = 10_000

@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -169,23 +169,22 @@ class Trainer:
             self.step([next(stream) for _ in range(recipe.accumulate)])
             if run_log is not None:
                 run_log.progress(self.step_crops)
-            over = self.samples >= recipe.samples
-
-            def due(every: int, before: int = before, over: bool = over) -> bool:
-                return over or before // every != self.samples // every
-
-            if due(recipe.log_every):
+            logs, saves, validates = (
+                self.samples >= recipe.samples or before // every != self.samples // every
+                for every in (recipe.log_every, recipe.save_every, recipe.validate_every)
+            )
+            if logs:
                 losses = self.mean_losses()
                 speed = (self.samples - counted) / (time.perf_counter() - started)
                 if run_log is not None:
                     run_log.record(self.samples, {"crops_per_second": round(speed, 1), **losses})
-            if due(recipe.save_every) or due(recipe.validate_every):
+            if saves or validates:
                 self._gather()
                 on_first_process(self.fabric, self.save)
-            if due(recipe.validate_every):
+            if validates:
                 on_first_process(self.fabric, lambda: self._validate(run_log))
                 on_first_process(self.fabric, self.save)  # which model is the best
-            if due(recipe.log_every):  # what was written and measured takes no part in the speed
+            if logs:  # what was written and measured takes no part in the speed
                 started, counted = time.perf_counter(), self.samples
 
     def step(self, parts: list[WordBatch]) -> None:
@@ -291,7 +290,8 @@ class Trainer:
             state = torch.load(self._state_file, map_location=self.fabric.device, weights_only=True)
             before = Recipe.model_validate_json(state["recipe"]).model_dump(mode="json")
         now = self.recipe.model_dump(mode="json")
-        changeable = _CHANGEABLE | ({"samples"} if isinstance(self._schedule, Flat) else set())
+        prolongable = isinstance(self.recipe.optimization.schedule, Flat)
+        changeable = _CHANGEABLE | ({"samples"} if prolongable else set())
         changed = sorted(key for key in now if before.get(key) != now[key] and key not in changeable)
         if state["world"] != self.fabric.world_size:
             changed.append(f"the number of processes (was {state['world']})")
@@ -315,10 +315,6 @@ class Trainer:
         sets = [str(path.resolve()) for path in self.recipe.validation]
         return [*sets, str(self.recipe.validation_crops)]
 
-    @property
-    def _schedule(self) -> object:
-        return self.recipe.optimization.schedule
-
 
 def _averaged(model: Model, average: Average | None) -> AveragedModel | None:
     if average is None:
@@ -327,8 +323,6 @@ def _averaged(model: Model, average: Average | None) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=rule)  # batch statistics are not averaged: the last ones hold
 
 
-@contextmanager
-def _attention() -> Iterator[None]:
+def _attention() -> AbstractContextManager[None]:
     """On a CPU, plain attention: words are short, and its fused kernel is slower there."""
-    with sdpa_kernel(list(_FUSED) if torch.cuda.is_available() else [SDPBackend.MATH]):
-        yield
+    return sdpa_kernel(list(_FUSED) if torch.cuda.is_available() else [SDPBackend.MATH])
