@@ -2,6 +2,8 @@
 
 ServiceError
 ├── InvalidRequestError         invalid_request         400  INVALID_ARGUMENT
+├── UnauthenticatedError        unauthenticated         401  UNAUTHENTICATED
+├── PermissionDeniedError       permission_denied       403  PERMISSION_DENIED
 ├── NotFoundError               not_found               404  (HTTP only: no such path)
 ├── MethodNotAllowedError       method_not_allowed      405  (HTTP only: no such method)
 ├── PayloadTooLargeError        payload_too_large       413  INVALID_ARGUMENT
@@ -22,6 +24,8 @@ Each is raised for a whole request, or stands in place of one crop's reading.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 
@@ -36,13 +40,14 @@ class ServiceError(Exception):
     """What a caller is told when something failed. The message is written for that caller.
 
     Class attributes are the row of the table: `code`, `http_status`, `grpc_status` (a google.rpc.Code's name)
-    and `title`, which is the same for every error of the code.
+    and `title`, which is the same for every error of the code; `http_headers` go with the answer over HTTP.
     """
 
     code: ClassVar[str]
     http_status: ClassVar[int]
     grpc_status: ClassVar[str]
     title: ClassVar[str]
+    http_headers: ClassVar[Mapping[str, str]] = {}
 
     violations: tuple[Violation, ...] = ()
     retry_after_ms: int | None = None
@@ -63,6 +68,25 @@ class InvalidRequestError(ServiceError):
     def __init__(self, *violations: Violation) -> None:
         super().__init__("; ".join(f"{each.field}: {each.description}" for each in violations))
         self.violations = violations
+
+
+class UnauthenticatedError(ServiceError):
+    """The caller has not shown that it may use the service: no API key, or one that does not hold."""
+
+    code = "unauthenticated"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+    title = "The request is not authenticated"
+    http_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class PermissionDeniedError(ServiceError):
+    """The caller is known, and may not do this."""
+
+    code = "permission_denied"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    title = "The caller may not do this"
 
 
 class NotFoundError(ServiceError):
@@ -133,6 +157,12 @@ class RetryableError(ServiceError):
 
     retry_after_ms = 1000
 
+    def __init__(self, detail: str, *, retry_after: float | None = None) -> None:
+        """`retry_after`: seconds, where it is known."""
+        super().__init__(detail)
+        if retry_after is not None:
+            self.retry_after_ms = math.ceil(retry_after * 1000)
+
 
 class OverloadedError(RetryableError):
     """There is no room for the request now."""
@@ -186,3 +216,26 @@ class DeadlineExceededError(ServiceError):
     http_status = 504
     grpc_status = "DEADLINE_EXCEEDED"
     title = "The deadline passed"
+
+
+def error_of(code: str, detail: str, retry_after_ms: int | None = None) -> ServiceError:
+    """The error that another process of the service told by its code; one whose message is its detail alone."""
+    kind = _TOLD[code]
+    if issubclass(kind, RetryableError) and retry_after_ms is not None:
+        return kind(detail, retry_after=retry_after_ms / 1000)
+    return kind(detail)
+
+
+_TOLD: Mapping[str, type[ServiceError]] = {
+    kind.code: kind
+    for kind in (
+        PermissionDeniedError,
+        TooManyCropsError,
+        OverloadedError,
+        NotReadyError,
+        DrainingError,
+        ClientGoneError,
+        InternalError,
+        DeadlineExceededError,
+    )
+}

@@ -1,11 +1,22 @@
 """The table of errors, pinned: clients are written against it."""
 
+import pytest
 from google.rpc import code_pb2
 
-from clip4str_service.errors import InvalidRequestError, ServiceError, Violation
+from clip4str_service.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    ServiceError,
+    TooManyCropsError,
+    UnauthenticatedError,
+    Violation,
+    error_of,
+)
 
 TABLE = {
     "invalid_request": (400, "INVALID_ARGUMENT", None),
+    "unauthenticated": (401, "UNAUTHENTICATED", None),
+    "permission_denied": (403, "PERMISSION_DENIED", None),
     "not_found": (404, "UNIMPLEMENTED", None),
     "method_not_allowed": (405, "UNIMPLEMENTED", None),
     "payload_too_large": (413, "INVALID_ARGUMENT", None),
@@ -43,3 +54,20 @@ def test_invalid_request_says_what_is_wrong_where() -> None:
     error = InvalidRequestError(Violation("options.top_k", "is too large"), Violation("crops", "is empty"))
     assert error.detail == str(error) == "options.top_k: is too large; crops: is empty"
     assert [violation.field for violation in error.violations] == ["options.top_k", "crops"]
+
+
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(None, 1000), (0.25, 250), (0.0001, 1)])
+def test_retry_after_is_whole_milliseconds(seconds: float | None, milliseconds: int) -> None:
+    assert OverloadedError("no room", retry_after=seconds).retry_after_ms == milliseconds
+
+
+def test_error_of_another_process() -> None:
+    error = error_of("overloaded", "no room", 70)
+    assert (type(error), error.detail, error.retry_after_ms) == (OverloadedError, "no room", 70)
+    error = error_of("too_many_crops", "9 of 8")
+    assert (type(error), error.detail, error.retry_after_ms) == (TooManyCropsError, "9 of 8", None)
+
+
+def test_unauthenticated_challenges() -> None:
+    assert UnauthenticatedError("who are you?").http_headers == {"WWW-Authenticate": "Bearer"}
+    assert not OverloadedError("no room").http_headers
