@@ -45,8 +45,9 @@ class MetricFiles:
         return merged
 
     def close(self) -> None:
-        """Removes it, with what was counted."""
+        """Removes it, with what was counted; metrics made from now on are this process's own."""
         os.environ.pop(_VARIABLE, None)
+        values.ValueClass = values.MutexValue
         shutil.rmtree(self._path, ignore_errors=True)
         os.close(self._lock)
 

@@ -3,7 +3,7 @@
 import gzip
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -50,12 +50,16 @@ class Collector:
         (found,) = self.spans(name)
         return found
 
-    def wait_for(self, name: str, count: int = 1, seconds: float = 20) -> None:
-        """Returns when so many spans of that name have arrived. Raises TimeoutError."""
+    def trace(self, trace_id: str) -> list[Received]:
+        """The spans of a trace, by its id as hex digits."""
+        return [each for each in self.received if each.span.trace_id.hex() == trace_id]
+
+    def wait_until(self, arrived: Callable[[], bool], seconds: float = 20) -> None:
+        """Returns when that is true. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
-        while len(self.spans(name)) < count:
+        while not arrived():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"only {len(self.spans(name))} spans {name!r} arrived")
+                raise TimeoutError(f"all that arrived: {sorted(each.span.name for each in self.received)}")
             time.sleep(0.02)
 
     def take(self, content: bytes) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import Metric
+from prometheus_client import CollectorRegistry, Counter, Metric
 
 from clip4str_service import metric_files
-from clip4str_service.metric_files import MetricFiles
+from clip4str_service.metric_files import MetricFiles, count_as
 
 START = """
 import os, signal, sys
@@ -134,6 +134,19 @@ def test_directory_goes_with_its_owner() -> None:
     files.close()
     assert not directory.exists()
     assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+
+
+def test_process_counts_by_itself_again_when_the_directory_is_gone() -> None:
+    files = MetricFiles()
+    count_as("supervisor")
+    shared = Counter("a", "text", registry=CollectorRegistry())
+    shared.inc()
+    assert samples(files) == {"a_total": 1}
+    files.close()
+    shared.inc()  # late, and lost
+    own = CollectorRegistry()
+    Counter("b", "text", registry=own).inc()
+    assert own.get_sample_value("b_total") == 1
 
 
 def test_what_a_killed_service_left_is_removed_by_the_next(

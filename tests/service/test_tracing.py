@@ -290,7 +290,7 @@ def test_spans_are_sent_while_the_service_runs(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     process = Process(collected.address)
     process.requests.rpc("a/B", None).end_rpc("OK", "ok", 1)
-    collected.wait_for("a/B")
+    collected.wait_until(lambda: bool(collected.spans("a/B")))
     process.tracing.close()
 
 
