@@ -1,14 +1,11 @@
-"""The command line: `clip4str-service [serve | check] [--flags]`, a flag for each setting."""
+"""The command line: `clip4str-service [serve | check | key NAME] [--flags]`, a flag for each setting."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
-import threading
-from time import monotonic
 from typing import NoReturn
 
 from clip4str_service.settings import (
@@ -23,7 +20,6 @@ from clip4str_service.settings import (
 PROGRAM = "clip4str-service"
 FAILURE = 1
 BAD_INPUT = 2
-_THREADS_SECONDS = 2  # for threads that are still busy when the service has stopped
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,9 +30,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 2 for bad settings, a bad model or a taken port, else 1."""
+    """Runs the command line; returns the exit code: 2 for bad settings, files, a bad model or a taken port, else 1."""
     given = vars(_parser().parse_args(arguments))
-    command = given.pop("command")
+    command, name = given.pop("command"), given.pop("name")
+    if (command == "key") != (name is not None):
+        return _refuse("`key` takes a name, of whoever gets the key; other commands take none")
+    if command == "key":
+        return _key(name)
     try:
         settings = load_settings(given)
     except SettingsError as error:
@@ -54,67 +54,85 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "check"),
+        choices=("serve", "check", "key"),
         default="serve",
-        help="serve, or print the settings and exit",
+        help="serve; or check the settings, print them and exit; or make an API key",
     )
+    parser.add_argument("name", nargs="?", help="for `key`: who gets it")
     for name, field in Settings.model_fields.items():
-        default = "" if field.default_factory else f" (default {field.default})"
+        default = (
+            "" if field.default_factory or field.default is None else f" (default {_shown(field.default)})"
+        )
         parser.add_argument(flag(name), default=argparse.SUPPRESS, help=f"{field.description}{default}")
     return parser
 
 
 def _check(settings: Settings) -> int:
     for name, value in settings.model_dump().items():
-        sys.stdout.write(f"{variable(name)}={value}\n")
+        sys.stdout.write(f"{variable(name)}={_shown(value)}\n")
     for name in unknown_variables(os.environ):
         sys.stderr.write(f"{PROGRAM}: {name} is not a setting\n")
+    return _check_files(settings)
+
+
+def _check_files(settings: Settings) -> int:
+    """What the settings name must be good before anything is started."""
+    from clip4str_service.auth import KeysError, load_keys
+    from clip4str_service.tls import TlsError, check_tls, tls_files
+
+    try:
+        if settings.api_keys_file is not None:
+            load_keys(settings.api_keys_file)
+        files = tls_files(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+        if files is not None:
+            check_tls(files)
+    except (KeysError, TlsError) as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _key(name: str) -> int:
+    """The lines for the file of keys go to standard output, the key itself, to be seen once, to standard error."""
+    from clip4str_service.auth import KeysError, new_key
+
+    try:
+        key, lines = new_key(name)
+    except KeysError as error:
+        return _refuse(str(error))
+    sys.stdout.write(lines)
+    sys.stderr.write(f"{key}\n")
     return 0
 
 
 def _serve(settings: Settings) -> int:
     # gRPC's core, when it is imported, writes plain lines to standard error; what matters it raises as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Only now, when the settings are right, is the model library worth its seconds of loading.
+    # Only now, when the settings are right, are the libraries worth loading.
+    from clip4str_service.frontends import FrontEndError
     from clip4str_service.logs import configure_logging
-    from clip4str_service.server import FrontEndError, PortError, serve
-    from clip4str_service.worker import WorkerStartError
+    from clip4str_service.ports import PortError
+    from clip4str_service.supervisor import serve
+    from clip4str_service.workers import WorkerStartError
 
+    if (code := _check_files(settings)) != 0:
+        return code
     configure_logging(settings.log_level)
     try:
-        code = 0 if asyncio.run(serve(settings)) else FAILURE
-    except (PortError, WorkerStartError) as error:
-        code = _refuse(str(error))
-    except FrontEndError as error:
-        code = _refuse(str(error), FAILURE)
-    end_threads(code)
-    return code
+        return 0 if asyncio.run(serve(settings)) else FAILURE
+    except (PortError, FrontEndError, WorkerStartError) as error:
+        return _refuse(str(error))
 
 
-def end_threads(code: int) -> None:
-    """Waits shortly for the threads that would hold up the interpreter's end; ends the process if one stays.
-
-    The interpreter joins each of them, without a limit, so that one stuck in an image or on the device would
-    keep the process from ever ending. None holds anything that an end could damage.
-    """
-    last = monotonic() + _THREADS_SECONDS
-    threads = [
-        each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()
-    ]
-    for thread in threads:
-        thread.join(max(0.0, last - monotonic()))
-    busy = [thread.name for thread in threads if thread.is_alive()]
-    if busy:
-        logging.getLogger(__name__).error("ended with threads still busy", extra={"threads": busy})
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _shown(value: object) -> str:
+    """A setting as it would be written."""
+    if value is None:
+        return ""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _refuse(reason: str, code: int = BAD_INPUT) -> int:
+def _refuse(reason: str) -> int:
     sys.stderr.write(f"{PROGRAM}: {reason}\n")
-    return code
+    return BAD_INPUT
 
 
 if __name__ == "__main__":

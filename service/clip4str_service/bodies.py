@@ -23,6 +23,7 @@ from clip4str_service.errors import (
     Violation,
 )
 from clip4str_service.images import MEDIA_TYPES
+from clip4str_service.intake import Holding
 from clip4str_service.options import Options, invalid_request, options_from_strings
 from clip4str_service.schemas import RecognizeBody
 from clip4str_service.settings import Settings
@@ -45,15 +46,15 @@ class Crops(NamedTuple):
     raw: bool = False
 
 
-async def read_crops(request: Request, settings: Settings) -> Crops:
-    """Reads the body in the form that its Content-Type names. Raises ServiceError."""
+async def read_crops(request: Request, settings: Settings, holding: Holding) -> Crops:
+    """Reads the body, whose bytes `holding` takes, in the form that its Content-Type names. Raises ServiceError."""
     media_type, parameters = parse_options_header(request.headers.get("content-type"))
     form = media_type.decode("latin-1")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaTypeError("the body has a Content-Encoding; bodies are taken as they are")
     if form in MEDIA_TYPES:
         options = options_from_strings(_unique(request.query_params.multi_items()))
-        return Crops(["0"], [await _raw(request, settings)], options, raw=True)
+        return Crops(["0"], [await _raw(request, settings, holding)], options, raw=True)
     if form not in (FORM, JSON):
         accepted = ", ".join((JSON, FORM, *MEDIA_TYPES))
         named = form[:64] or "unknown"
@@ -63,11 +64,11 @@ async def read_crops(request: Request, settings: Settings) -> Crops:
         place = "in form fields" if form == FORM else "under `options` in the body"
         raise InvalidRequestError(*(Violation(name[:64], f"options of {form} go {place}") for name in names))
     if form == JSON:
-        return _json(b"".join([chunk async for chunk in _chunks(request, settings)]), settings)
-    return await _multipart(request, parameters.get(b"boundary", b""), settings)
+        return _json(b"".join([chunk async for chunk in _chunks(request, settings, holding)]), settings)
+    return await _multipart(request, parameters.get(b"boundary", b""), settings, holding)
 
 
-async def _chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+async def _chunks(request: Request, settings: Settings, holding: Holding) -> AsyncIterator[bytes]:
     """The body as it arrives; raises PayloadTooLargeError before more than the limit is held."""
     limit = settings.max_request_bytes
     declared = request.headers.get("content-length", "")
@@ -81,15 +82,16 @@ async def _chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
             left -= len(chunk)
             if left < 0:
                 raise too_large
+            holding.take(len(chunk))
             yield chunk
     except ClientDisconnect:
         raise ClientGoneError("the client left before it had sent the body") from None
 
 
-async def _raw(request: Request, settings: Settings) -> bytes:
+async def _raw(request: Request, settings: Settings, holding: Holding) -> bytes:
     parts = []
     size = 0
-    async for chunk in _chunks(request, settings):
+    async for chunk in _chunks(request, settings, holding):
         size += len(chunk)
         if size > settings.max_crop_bytes:
             raise _crop_too_large(settings)
@@ -124,7 +126,7 @@ def _crop_too_large(settings: Settings) -> ImageTooLargeError:
     )
 
 
-async def _multipart(request: Request, boundary: bytes, settings: Settings) -> Crops:
+async def _multipart(request: Request, boundary: bytes, settings: Settings, holding: Holding) -> Crops:
     if not boundary:
         raise InvalidRequestError(Violation("body", f"the Content-Type {FORM} must name the form's boundary"))
     form = _Form(settings)
@@ -142,7 +144,7 @@ async def _multipart(request: Request, boundary: bytes, settings: Settings) -> C
                 "on_end": form.end,
             },
         )
-        async for chunk in _chunks(request, settings):
+        async for chunk in _chunks(request, settings, holding):
             parser.write(chunk)
         parser.finalize()
     except FormParserError as error:

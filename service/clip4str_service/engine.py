@@ -1,31 +1,23 @@
 """The one door for both front ends: crops in, readings or errors out.
 
-A crop is decoded and prepared on a pool thread, where all that can fail for one caller fails; then it waits
-in the batcher for the worker. What the worker is, the engine does not know.
+A call's crops first get their places from the supervisor, or are refused before any work is spent on them. Then each
+is decoded and prepared on a pool thread, straight into its slot of shared memory, where all that can fail for one
+caller fails; then it waits for a worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import Enum
-from time import perf_counter
-from typing import Any, NamedTuple
+from functools import partial
+from hashlib import blake2b
+from time import monotonic, perf_counter
+from typing import NamedTuple, TypeAlias
 
-from clip4str_service.batcher import (
-    Admission,
-    Batcher,
-    BatcherClosedError,
-    BatcherFullError,
-    Bounds,
-    ItemExpiredError,
-    ItemWithdrawnError,
-    Place,
-)
+from clip4str.image import prepare_into
 from clip4str_service.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -33,30 +25,26 @@ from clip4str_service.errors import (
     InternalError,
     InvalidRequestError,
     NotReadyError,
-    OverloadedError,
     ServiceError,
     TooManyCropsError,
     Violation,
 )
+from clip4str_service.hub import Deliver, Hub, Outcome, Ticket, Times
 from clip4str_service.images import ImageLimits, decode
-from clip4str_service.metrics import Metrics
+from clip4str_service.metrics import FrontEndMetrics
 from clip4str_service.options import Options, Priority
 from clip4str_service.readings import ModelInfo, Reading
 from clip4str_service.settings import Settings
-from clip4str_service.worker import Job, Worker
+from clip4str_service.tracing import RequestSpan, current_span
+from clip4str_service.wire import Phase, Wanted
 
 log = logging.getLogger(__name__)
 
-_LOADING = "the model is still being loaded"
+Encoded: TypeAlias = bytes | ServiceError
+"""A crop as it came, or why the front end has none."""
+
 _CHUNK = 8  # crops that one pool thread prepares before the next thread may have its turn
-
-
-class Phase(Enum):
-    """Where the engine is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
+_DIGEST_BYTES = 16
 
 
 class Timing(NamedTuple):
@@ -72,84 +60,71 @@ class Answer:
     """One outcome for each crop, in order, and what read them."""
 
     model: ModelInfo
-    outcomes: Sequence[Reading | ServiceError]
+    outcomes: Sequence[Outcome]
     timing: Timing
 
 
-class Engine:
-    """Reads crops with a worker, in dynamic batches."""
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the name of the API key, "" without keys; the trace that the call is part of, "" for none."""
 
-    def __init__(self, worker: Worker, settings: Settings, metrics: Metrics) -> None:
-        self._worker = worker
+    tenant: str = ""
+    traceparent: str = ""
+
+
+class Engine:
+    """Reads crops by way of the supervisor."""
+
+    def __init__(self, hub: Hub, settings: Settings, metrics: FrontEndMetrics) -> None:
+        self._hub = hub
         self._settings = settings
         self._metrics = metrics
         self._limits = ImageLimits(settings.max_crop_bytes, settings.max_crop_pixels)
-        self._phase = Phase.STARTING
-        self._model: ModelInfo | None = None
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        bounds = Bounds(
-            max_batch=settings.max_batch,
-            max_delay=settings.max_delay_ms / 1000,
-            max_items=settings.queue_crops,
-            max_bytes=settings.queue_bytes,
-        )
-        self._batcher: Batcher[Job, Reading] = Batcher(self._read_batch, bounds, metrics)
-        metrics.watch(self._batcher, settings.queue_crops, lambda: self.ready)
-
-    @property
-    def ready(self) -> bool:
-        """True while crops are accepted and batches are run."""
-        return self._phase is Phase.READY and self._batcher.serving
 
     @property
     def model(self) -> ModelInfo:
         """What is loaded. Raises NotReadyError before it is."""
-        if self._model is None:
-            raise NotReadyError(_LOADING)
-        return self._model
-
-    async def start(self) -> None:
-        """Loads and warms up the model, then accepts crops. Raises WorkerStartError."""
-        await self._worker.start()
-        self._model = self._worker.model
-        self._metrics.loaded(self._model)
-        self._batcher.start()
-        self._phase = Phase.READY
+        model = self._hub.model
+        if model is None:
+            raise self._not_ready("the model is still being loaded")
+        return model
 
     def check_ready(self) -> None:
         """Raises NotReadyError or DrainingError unless crops are accepted."""
-        if self._phase is Phase.DRAINING:
-            raise DrainingError("the service is about to stop and takes no more requests")
-        if self._phase is Phase.STARTING:
-            raise NotReadyError(_LOADING)
+        match self._hub.phase:
+            case Phase.STARTING:
+                raise self._not_ready("the model is still being loaded")
+            case Phase.RESTARTING:
+                raise self._not_ready("the model is loaded again, after its process ended")
+            case Phase.DRAINING:
+                raise DrainingError("the service is about to stop and takes no more requests")
         self.check_alive()
 
     def check_alive(self) -> None:
-        """Raises NotReadyError when batches should be run and are not: only a new process helps."""
-        if self._phase is Phase.READY and not self._batcher.serving:
-            raise NotReadyError("the loop that runs the batches has died; the service must be restarted")
+        """Raises NotReadyError when only a new service helps."""
+        if self._hub.phase is Phase.FAILED:
+            raise self._not_ready("the model cannot be loaded again; the service must be restarted")
 
-    async def drain(self) -> bool:
-        """Takes no more crops; waits for those accepted. False when its time ran out and some were given up."""
-        self._phase = Phase.DRAINING
-        self._batcher.close()
-        try:
-            async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
-                await self._batcher.drained()
-        except TimeoutError:
-            await self._batcher.stop()
-            return False
-        return True
+    @property
+    def draining(self) -> asyncio.Event:
+        """Set when the service is about to stop."""
+        return self._hub.draining
 
-    async def stop(self) -> None:
-        """Gives the model and the threads up; one that is busy ends by itself. For use after `drain`."""
-        self._phase = Phase.DRAINING
-        await self._batcher.stop()
-        await self._worker.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)  # to wait would block the event loop
+    def count(self, error: ServiceError, crops: int = 1) -> None:
+        """Counts crops that were refused before they had places."""
+        self._metrics.failed(error.code, crops)
+
+    def stop(self) -> None:
+        """Gives the threads up; one that is busy ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def recognize(
-        self, crops: Sequence[bytes | ServiceError], options: Options, deadline: float | None = None
+        self,
+        crops: Sequence[Encoded],
+        options: Options,
+        caller: Caller = Caller(),
+        deadline: float | None = None,
     ) -> Answer:
         """Reads encoded crops. One that fails, or already failed in the front end, has its error as outcome.
 
@@ -162,31 +137,62 @@ class Engine:
             ServiceError: the request fails as a whole.
         """
         arrived = asyncio.get_running_loop().time()
+        outcomes: list[Outcome] = [DeadlineExceededError("the crop was not read in time")] * len(crops)
+        times = [Times()] * len(crops)
+
+        def deliver(index: int, outcome: Outcome, when: Times) -> None:
+            outcomes[index] = outcome
+            times[index] = when
+
+        try:
+            call = await self.begin(crops, options, caller, deliver, deadline=deadline)
+        except ServiceError as error:
+            self.count(error, len(crops))
+            raise
+        await call.finish()
+        return Answer(call.model, outcomes, _timing(arrived, times))
+
+    async def begin(
+        self,
+        crops: Sequence[Encoded],
+        options: Options,
+        caller: Caller,
+        deliver: Deliver,
+        *,
+        arrived: float | None = None,
+        deadline: float | None = None,
+    ) -> Call:
+        """As `recognize`, up to where the crops have their places; `deliver` gets each outcome once there is one.
+
+        Args:
+            arrived: when the options' timeout began, as a time of the event loop; now.
+        """
+        loop = asyncio.get_running_loop()
         self.check_ready()
         self._check_count(len(crops))
-        timeout_ms = options.timeout_ms or self._settings.default_timeout_ms
-        give_up = arrived + timeout_ms / 1000
+        give_up = (arrived or loop.time()) + (options.timeout_ms or self._settings.default_timeout_ms) / 1000
         if deadline is not None:
             give_up = min(give_up, deadline)
-        admission = self._admit(crops, options, give_up)
-        errors: dict[int, ServiceError] = {}
-        try:
-            async with asyncio.timeout_at(give_up):
-                await self._prepare_all(crops, errors, admission, options)
-                await admission.settled()
-        except TimeoutError:
-            admission.withdraw_all("deadline")
-            if give_up == deadline:
-                self._metrics.failed(DeadlineExceededError.code, len(crops))
-                raise DeadlineExceededError("the deadline of the call passed") from None
-        except asyncio.CancelledError:
-            self._metrics.failed(ClientGoneError.code, len(crops))
-            raise
-        finally:
-            admission.withdraw_all("cancelled")  # nothing is left to, but when this is left early
-        outcomes = [errors.get(index) or _outcome(place) for index, place in enumerate(admission.places)]
-        self._count(outcomes)
-        return Answer(self.model, outcomes, _timing(arrived, admission.places))
+        call = Call(len(crops), deliver, give_up, deadline, self._metrics)
+        span = current_span.get()
+        ticket = call.ticket = await self._hub.admit(
+            [0 if isinstance(crop, ServiceError) else len(crop) for crop in crops],
+            Wanted(options.top_k, options.charset),
+            call.deliver,
+            urgent=options.priority is Priority.INTERACTIVE,
+            deadline=give_up,
+            tenant=caller.tenant,
+            traceparent=caller.traceparent,
+        )
+        for start in range(0, len(crops), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(crops)))
+            contents = [crops[index] for index in chunk]
+            preparing = loop.run_in_executor(self._pool, self._prepare, ticket, chunk, contents)
+            preparing.add_done_callback(partial(_prepared, ticket, chunk, span, monotonic()))
+        return call
+
+    def _not_ready(self, detail: str) -> NotReadyError:
+        return NotReadyError(detail, retry_after=self._hub.retry_after_ms / 1000)
 
     def _check_count(self, count: int) -> None:
         if not count:
@@ -196,104 +202,112 @@ class Engine:
                 f"the request holds {count} crops; at most {self._settings.max_crops} are read"
             )
 
-    def _admit(
-        self, crops: Sequence[bytes | ServiceError], options: Options, deadline: float
-    ) -> Admission[Job, Reading]:
-        sizes = [0 if isinstance(crop, ServiceError) else len(crop) for crop in crops]
-        urgent = options.priority is Priority.INTERACTIVE
-        try:
-            return self._batcher.admit(sizes, urgent=urgent, deadline=deadline)
-        except BatcherFullError as full:
-            self._metrics.dropped("shed", len(crops))
-            self._metrics.failed(OverloadedError.code, len(crops))
-            raise OverloadedError(f"{full}; try again later") from None
+    def _prepare(
+        self, ticket: Ticket, chunk: Sequence[int], contents: Sequence[Encoded]
+    ) -> list[bytes | ServiceError]:
+        """On a pool thread: crops into their slots; the digest of each one's bytes, or its error."""
+        return [
+            content if isinstance(content, ServiceError) else self._prepare_one(ticket, index, content)
+            for index, content in zip(chunk, contents, strict=True)
+        ]
 
-    async def _prepare_all(
-        self,
-        crops: Sequence[bytes | ServiceError],
-        errors: dict[int, ServiceError],
-        admission: Admission[Job, Reading],
-        options: Options,
-    ) -> None:
-        """Submits what can be prepared; the error of what cannot goes into `errors`, by the crop's index."""
-        wanted = options.read_options()
-
-        async def prepare(indices: Sequence[int]) -> None:
-            contents = [crops[index] for index in indices]
-            prepared = await asyncio.get_running_loop().run_in_executor(self._pool, self._prepare, contents)
-            for index, crop in zip(indices, prepared, strict=True):
-                if isinstance(crop, ServiceError):
-                    errors[index] = crop
-                    admission.withdraw(index)
-                else:
-                    admission.submit(index, Job(crop, wanted))
-
-        if len(crops) <= _CHUNK:
-            await prepare(range(len(crops)))
-        else:
-            chunks = [range(len(crops))[start : start + _CHUNK] for start in range(0, len(crops), _CHUNK)]
-            async with asyncio.TaskGroup() as group:
-                for chunk in chunks:
-                    group.create_task(prepare(chunk))
-
-    def _prepare(self, crops: Sequence[bytes | ServiceError]) -> list[Any | ServiceError]:
-        """On a pool thread: encoded crops to what the worker takes, each or its error."""
-        return [crop if isinstance(crop, ServiceError) else self._prepare_one(crop) for crop in crops]
-
-    def _prepare_one(self, content: bytes) -> Any | ServiceError:
+    def _prepare_one(self, ticket: Ticket, index: int, content: bytes) -> bytes | ServiceError:
+        if ticket.abandoned:
+            return b""
         started = perf_counter()
         try:
             image = decode(content, self._limits)
+            decoded = perf_counter()
+            prepare_into(image, ticket.loaded.crops.pixels[ticket.slots[index]])
         except ServiceError as error:
             return error
-        decoded = perf_counter()
-        try:
-            prepared = self._worker.prepare(image)
         except Exception:
-            log.exception("a decoded crop could not be prepared")
+            log.exception("a crop could not be prepared")
             return InternalError("the image could not be prepared")
         self._metrics.stage("decode", decoded - started)
         self._metrics.stage("preprocess", perf_counter() - decoded)
-        return prepared
+        return blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
-    async def _read_batch(self, jobs: list[Job]) -> Sequence[Reading]:
-        started = perf_counter()
+
+class Call:
+    """Crops that have their places. `finish` it."""
+
+    ticket: Ticket
+
+    def __init__(
+        self, crops: int, deliver: Deliver, give_up: float, deadline: float | None, metrics: FrontEndMetrics
+    ) -> None:
+        self._left = set(range(crops))
+        self._deliver = deliver
+        self._give_up = give_up
+        self._deadline = deadline
+        self._metrics = metrics
+
+    @property
+    def model(self) -> ModelInfo:
+        """What reads the crops."""
+        return self.ticket.loaded.info
+
+    def deliver(self, index: int, outcome: Outcome, when: Times) -> None:
+        """Takes an outcome from the ticket."""
+        self._left.discard(index)
+        if isinstance(outcome, Reading):
+            self._metrics.read(outcome)
+        else:
+            self._metrics.failed(outcome.code)
+        self._deliver(index, outcome, when)
+
+    async def finish(self) -> None:
+        """Returns when every crop has its outcome: at the latest when the time for them is up.
+
+        Raises:
+            DeadlineExceededError: the deadline of the call as a whole passed.
+        """
         try:
-            readings = await self._worker.read(jobs)
-        except Exception:
-            log.exception("a batch of %d crops failed", len(jobs))
+            async with asyncio.timeout_at(self._give_up):
+                await self.ticket.settled
+        except TimeoutError:
+            self.ticket.abandon("deadline")
+            if self._give_up == self._deadline:
+                self._metrics.failed(DeadlineExceededError.code, len(self._left))
+                raise DeadlineExceededError("the deadline of the call passed") from None
+            for index in sorted(self._left):
+                self.deliver(index, DeadlineExceededError("the crop was not read in time"), Times())
+        except asyncio.CancelledError:
+            self.ticket.abandon("cancelled")
+            self._metrics.failed(ClientGoneError.code, len(self._left))
             raise
-        self._metrics.stage("inference", perf_counter() - started)
-        return readings
-
-    def _count(self, outcomes: Sequence[Reading | ServiceError]) -> None:
-        for outcome in outcomes:
-            if isinstance(outcome, Reading):
-                self._metrics.read(outcome)
-            else:
-                self._metrics.failed(outcome.code)
 
 
-def _outcome(place: Place[Job, Reading]) -> Reading | ServiceError:
-    outcome = place.outcome
-    if isinstance(outcome, Reading):
-        if math.isfinite(outcome.confidence):
-            return outcome
-        log.error("the model's answer is not finite")
-    if isinstance(outcome, BatcherClosedError):
-        return DrainingError("the service stopped before the crop was read")
-    if isinstance(outcome, (ItemExpiredError, ItemWithdrawnError)):
-        return DeadlineExceededError("the crop was not read in time")
-    return InternalError("the crop could not be read")
+def _prepared(
+    ticket: Ticket,
+    chunk: Sequence[int],
+    span: RequestSpan,
+    started: float,
+    preparing: asyncio.Future[list[bytes | ServiceError]],
+) -> None:
+    if preparing.cancelled():  # the pool was given up, and so is the front end
+        return
+    span.record("decode", started, monotonic(), len(chunk))
+    ready: list[int] = []
+    digests: list[bytes] = []
+    for index, result in zip(chunk, preparing.result(), strict=True):
+        if isinstance(result, ServiceError):
+            ticket.fail(index, result)
+        else:
+            ready.append(index)
+            digests.append(result)
+    if ready:
+        ticket.submit(ready, digests)
 
 
-def _timing(arrived: float, places: Sequence[Place[Job, Reading]]) -> Timing:
-    prepared = [place for place in places if place.submitted_at]
-    run = [place for place in places if place.finished_at]
+def _timing(arrived: float, times: Sequence[Times]) -> Timing:
+    prepared = [when for when in times if when.submitted]
+    run = [when for when in times if when.finished]
     return Timing(
-        _slowest(place.submitted_at - arrived for place in prepared),
-        _slowest(place.sealed_at - place.submitted_at for place in run),
-        _slowest(place.finished_at - place.sealed_at for place in run),
+        _slowest(when.submitted - arrived for when in prepared),
+        _slowest(when.sealed - when.submitted for when in run),
+        _slowest(when.finished - when.sealed for when in run),
     )
 
 

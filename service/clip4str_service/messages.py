@@ -11,6 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from clip4str_service.engine import Answer
 from clip4str_service.errors import InvalidRequestError, ServiceError, Violation
+from clip4str_service.hub import Outcome
 from clip4str_service.options import MAX_ID_LENGTH, Detail, Options, Priority, options_from_values
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.readings import BranchReading, ModelInfo, Reading
@@ -32,11 +33,14 @@ _PRIORITIES: dict[int, Priority] = {
 def ids_of(crops: Sequence[pb.Crop]) -> list[str]:
     """The crops' ids; the position stands for an empty one. Raises InvalidRequestError."""
     for index, crop in enumerate(crops):
-        if len(crop.id) > MAX_ID_LENGTH:
-            raise InvalidRequestError(
-                Violation(f"crops[{index}].id", f"should have at most {MAX_ID_LENGTH} characters")
-            )
+        check_id(crop.id, f"crops[{index}].id")
     return [crop.id or str(index) for index, crop in enumerate(crops)]
+
+
+def check_id(crop_id: str, field: str) -> None:
+    """Raises InvalidRequestError for an id that is too long."""
+    if len(crop_id) > MAX_ID_LENGTH:
+        raise InvalidRequestError(Violation(field, f"should have at most {MAX_ID_LENGTH} characters"))
 
 
 def options_of(options: pb.Options) -> Options:
@@ -62,15 +66,24 @@ def options_of(options: pb.Options) -> Options:
 def recognize_response(ids: Sequence[str], answer: Answer, detail: Detail) -> pb.RecognizeResponse:
     """The answer to every crop, in order."""
     return pb.RecognizeResponse(
-        model=pb.Model(name=answer.model.name, revision=answer.model.revision),
+        model=_model(answer.model),
         results=[
-            pb.Result(id=crop_id, error=status_of(outcome))
-            if isinstance(outcome, ServiceError)
-            else pb.Result(id=crop_id, recognition=_recognition(outcome, detail))
-            for crop_id, outcome in zip(ids, answer.outcomes, strict=True)
+            result(crop_id, outcome, detail) for crop_id, outcome in zip(ids, answer.outcomes, strict=True)
         ],
         timing=pb.Timing(**answer.timing._asdict()),
     )
+
+
+def stream_response(model: ModelInfo | None, results: Sequence[pb.Result]) -> pb.RecognizeStreamResponse:
+    """Some answers of a stream; without a model where none was asked."""
+    return pb.RecognizeStreamResponse(model=None if model is None else _model(model), results=results)
+
+
+def result(crop_id: str, outcome: Outcome, detail: Detail) -> pb.Result:
+    """The answer to one crop."""
+    if isinstance(outcome, ServiceError):
+        return pb.Result(id=crop_id, error=status_of(outcome))
+    return pb.Result(id=crop_id, recognition=_recognition(outcome, detail))
 
 
 def model_response(model: ModelInfo) -> pb.GetModelResponse:
@@ -113,6 +126,10 @@ def status_of(error: ServiceError, request_id: str = "") -> status_pb2.Status:
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def _model(model: ModelInfo) -> pb.Model:
+    return pb.Model(name=model.name, revision=model.revision)
 
 
 def _recognition(reading: Reading, detail: Detail) -> pb.Recognition:

@@ -13,8 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clip4str_service.errors import DrainingError, InternalError, ServiceError
 from clip4str_service.logs import current_ids, identify
-from clip4str_service.metrics import OK, Metrics
+from clip4str_service.metrics import OK, FrontEndMetrics
 from clip4str_service.schemas import problem
+from clip4str_service.tracing import RequestSpan, RequestTracing, current_span
 
 log = logging.getLogger("clip4str_service.requests")
 
@@ -29,9 +30,10 @@ _API = "/v1/"
 class RequestContext:
     """ASGI middleware around the application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: FrontEndMetrics, tracing: RequestTracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, and sees its answer leave."""
@@ -40,8 +42,11 @@ class RequestContext:
             return
         started = perf_counter()
         headers = Headers(scope=scope)
-        ids = identify(headers.get(_REQUEST_ID), headers.get("traceparent"))
+        traceparent = headers.get("traceparent")
+        ids = identify(headers.get(_REQUEST_ID), traceparent)
         current_ids.set(ids)
+        span = self._tracing.http(scope["method"], scope["scheme"], traceparent)
+        current_span.set(span)
         state = scope.setdefault("state", {})
         answered = False
 
@@ -51,7 +56,7 @@ class RequestContext:
                 answered = True
                 MutableHeaders(scope=message)[_REQUEST_ID] = ids.request_id
                 # Counted before the answer leaves, so that whoever has it finds it counted.
-                self._count(scope, state.get("code", OK), message["status"], perf_counter() - started)
+                self._count(scope, state.get("code", OK), message["status"], perf_counter() - started, span)
             await send(message)
 
         async def refuse(error: ServiceError) -> None:
@@ -71,9 +76,10 @@ class RequestContext:
             if not answered:
                 await refuse(InternalError("the fault is ours; the log has it by the request id"))
 
-    def _count(self, scope: Scope, code: str, status: int, seconds: float) -> None:
-        route = scope.get("route")
-        path: str = getattr(route, "path", OTHER)
+    def _count(self, scope: Scope, code: str, status: int, seconds: float, span: RequestSpan) -> None:
+        route: str | None = getattr(scope.get("route"), "path", None)
+        path = route or OTHER
+        span.end_http(route, status, code, scope["state"].get("crops", 0))
         self._metrics.request(PROTOCOL, path, code, seconds)
         log.log(
             logging.INFO if path.startswith(_API) else logging.DEBUG,
@@ -92,7 +98,9 @@ class RequestContext:
 def problem_response(error: ServiceError) -> Response:
     """An error of a whole request as its answer (RFC 9457)."""
     body = {**problem(error), "request_id": current_ids.get().request_id}
-    response = Response(orjson.dumps(body), error.http_status, media_type="application/problem+json")
+    response = Response(
+        orjson.dumps(body), error.http_status, error.http_headers, media_type="application/problem+json"
+    )
     if error.retry_after_ms is not None:
         response.headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))  # whole seconds, rounded up
     return response

@@ -12,19 +12,30 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from clip4str_service.bodies import read_crops
-from clip4str_service.engine import Engine
+from clip4str_service.engine import Caller, Engine
 from clip4str_service.errors import ClientGoneError, MethodNotAllowedError, NotFoundError, ServiceError
-from clip4str_service.metrics import Metrics
+from clip4str_service.gate import Gate
+from clip4str_service.intake import Intake
+from clip4str_service.metrics import FrontEndMetrics
 from clip4str_service.middleware import RequestContext, problem_response
 from clip4str_service.openapi import RECOGNIZE, describe, errors
 from clip4str_service.schemas import ModelsAnswer, RecognizeAnswer, models_json, recognize_json
+from clip4str_service.security_headers import SecurityHeaders
 from clip4str_service.settings import Settings
+from clip4str_service.tracing import RequestTracing, current_span
 
 MODEL = "clip4str"
 """The model's name in the Open Inference Protocol."""
 
 
-def create_app(engine: Engine, settings: Settings, metrics: Metrics) -> FastAPI:
+def create_app(
+    engine: Engine,
+    gate: Gate,
+    intake: Intake,
+    settings: Settings,
+    metrics: FrontEndMetrics,
+    tracing: RequestTracing,
+) -> FastAPI:
     """The REST application of an engine."""
     app = FastAPI(
         title="CLIP4STR",
@@ -32,22 +43,26 @@ def create_app(engine: Engine, settings: Settings, metrics: Metrics) -> FastAPI:
         description="Reads the word in each image.",
         redoc_url=None,
     )
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(SecurityHeaders, tls=settings.tls_cert_file is not None)
+    app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
     app.add_exception_handler(ServiceError, _failed)
     app.add_exception_handler(HTTPException, _not_routed)
-    app.include_router(_recognition(engine, settings))
+    app.include_router(_recognition(engine, gate, intake, settings))
     app.include_router(_health(engine))
     describe(app)
     return app
 
 
-def _recognition(engine: Engine, settings: Settings) -> APIRouter:
+def _recognition(engine: Engine, gate: Gate, intake: Intake, settings: Settings) -> APIRouter:
     router = APIRouter(tags=["recognition"])
+
+    def caller(request: Request) -> Caller:
+        return gate.caller(request.headers.getlist, current_span.get().traceparent)
 
     @router.post(
         "/v1/recognize",
         response_model=RecognizeAnswer,
-        responses=errors(400, 413, 415, 422, 429, 499, 500, 503, 504),
+        responses=errors(400, 401, 413, 415, 422, 429, 499, 500, 503, 504),
         openapi_extra=RECOGNIZE,
     )
     async def recognize(request: Request) -> Response:
@@ -57,18 +72,21 @@ def _recognition(engine: Engine, settings: Settings) -> APIRouter:
         fields or `options` in the body. A form or JSON is answered with a result or an error for each crop;
         an image's error is the response's.
         """
+        asking = caller(request)
         engine.check_ready()
-        crops = await read_crops(request, settings)
-        request.state.crops = len(crops.contents)
-        async with _until_disconnect(request):
-            answer = await engine.recognize(crops.contents, crops.options)
+        with intake.request() as holding:
+            crops = await read_crops(request, settings, holding)
+            request.state.crops = len(crops.contents)
+            async with _until_disconnect(request):
+                answer = await engine.recognize(crops.contents, crops.options, asking)
         if crops.raw and isinstance(answer.outcomes[0], ServiceError):
             raise answer.outcomes[0]
         return _json(recognize_json(crops.ids, answer, crops.options.detail))
 
-    @router.get("/v1/models", response_model=ModelsAnswer, responses=errors(503))
-    async def models() -> Response:
+    @router.get("/v1/models", response_model=ModelsAnswer, responses=errors(401, 503))
+    async def models(request: Request) -> Response:
         """Describe the loaded model."""
+        caller(request)
         return _json(models_json(engine.model))
 
     return router

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from clip4str_service.engine import Engine
+from clip4str_service.engine import Caller, Engine
 from clip4str_service.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -25,15 +25,19 @@ from clip4str_service.errors import (
     ServiceError,
     Violation,
 )
+from clip4str_service.gate import Gate
+from clip4str_service.intake import Intake
 from clip4str_service.logs import current_ids, identify
 from clip4str_service.messages import ids_of, model_response, options_of, recognize_response, status_of
-from clip4str_service.metrics import OK, Metrics
+from clip4str_service.metrics import OK, FrontEndMetrics
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import (
     RecognitionServiceServicer,
     add_RecognitionServiceServicer_to_server,
 )
 from clip4str_service.settings import Settings
+from clip4str_service.streams import CropStream
+from clip4str_service.tracing import RequestTracing, current_span
 
 log = logging.getLogger("clip4str_service.requests")
 
@@ -45,26 +49,51 @@ _OVERSIZE = 4 << 20
 """Bytes above `max_request_bytes` that gRPC lets through, so that a message some crops too large is refused by
 our own rich error. What is larger still is not worth holding: gRPC refuses it, without details."""
 
+_KEEPALIVE_MS = 20_000  # for a client to answer a ping, or it is taken for dead
+_LEAST_PING_MS = 10_000  # between a client's pings
+_IDLE_MS = 3_600_000  # without calls, after which a connection is closed
+_NEVER = 2**31 - 1
+
 # The stubs of grpc know the handlers of its threaded server only; ours are coroutines.
 Context: TypeAlias = Any
 MethodHandler: TypeAlias = Any
-Behaviour = Callable[[bytes, Context], Awaitable[Any]]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 
 class RpcServer:
     """The gRPC server of an engine: recognition, health and reflection."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        gate: Gate,
+        intake: Intake,
+        settings: Settings,
+        metrics: FrontEndMetrics,
+        tracing: RequestTracing,
+        credentials: grpc.ServerCredentials | None,
+    ) -> None:
         self._health = health.aio.HealthServicer()
+        self._credentials = credentials
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(metrics, settings.max_request_bytes)],
+            interceptors=[ErrorInterceptor(metrics, tracing, intake, settings.max_request_bytes)],
+            maximum_concurrent_rpcs=settings.max_calls,
             options=[
                 ("grpc.max_receive_message_length", settings.max_request_bytes + _OVERSIZE),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # else a second service would share the port unseen
+                ("grpc.so_reuseport", 1),  # front ends share the port; the supervisor holds it against others
+                ("grpc.max_concurrent_streams", settings.max_calls),
+                ("grpc.keepalive_time_ms", settings.idle_timeout_ms),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+                ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                ("grpc.max_connection_age_ms", settings.grpc_max_age_ms or _NEVER),
+                ("grpc.max_connection_age_grace_ms", settings.default_timeout_ms),
             ],
         )
-        add_RecognitionServiceServicer_to_server(RecognitionServicer(engine), self._server)
+        servicer = RecognitionServicer(engine, gate, settings)
+        add_RecognitionServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -73,8 +102,11 @@ class RpcServer:
     def bind(self, host: str, port: int) -> int:
         """Takes the port, and returns it; 0 takes a free one. Raises OSError."""
         address = f"[{host}]" if ":" in host else host
+        target = f"{address}:{port}"
         try:
-            return self._server.add_insecure_port(f"{address}:{port}")
+            if self._credentials is None:
+                return self._server.add_insecure_port(target)
+            return self._server.add_secure_port(target, self._credentials)
         except RuntimeError as error:
             raise OSError(errno.EADDRINUSE, "it is in use, or not ours to take") from error
 
@@ -99,35 +131,59 @@ class RpcServer:
 class RecognitionServicer(RecognitionServiceServicer):
     """The calls of recognition.proto."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, gate: Gate, settings: Settings) -> None:
         self._engine = engine
+        self._gate = gate
+        self._settings = settings
 
     async def Recognize(  # noqa: N802 (the protocol's name)
         self, request: pb.RecognizeRequest, context: Context
     ) -> pb.RecognizeResponse:
         """Reads one or many crops."""
+        caller = self._caller(context)
         self._engine.check_ready()
-        remaining: float | None = context.time_remaining()
-        deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         options = options_of(request.options)
         ids = ids_of(request.crops)
-        answer = await self._engine.recognize([crop.content for crop in request.crops], options, deadline)
+        contents = [crop.content for crop in request.crops]
+        answer = await self._engine.recognize(contents, options, caller, _deadline(context))
         return recognize_response(ids, answer, options.detail)
+
+    async def RecognizeStream(  # type: ignore[override]  # noqa: N802 (it writes by itself)
+        self, request_iterator: AsyncIterator[pb.RecognizeStreamRequest], context: Context
+    ) -> None:
+        """Reads crops as they come, answers each when it is read."""
+        caller = self._caller(context)
+        self._engine.check_ready()
+        stream = CropStream(self._engine, self._settings, caller, _deadline(context), context.write)
+        await stream.run(request_iterator)
 
     async def GetModel(  # noqa: N802
         self,
         request: pb.GetModelRequest,  # noqa: ARG002 (it is empty)
-        context: Context,  # noqa: ARG002
+        context: Context,
     ) -> pb.GetModelResponse:
         """Describes the loaded model."""
+        self._caller(context)
         return model_response(self._engine.model)
+
+    def _caller(self, context: Context) -> Caller:
+        metadata: Sequence[tuple[str, str | bytes]] = context.invocation_metadata() or ()
+
+        def values(name: str) -> list[str]:
+            return [value for key, value in metadata if key == name and isinstance(value, str)]
+
+        return self._gate.caller(values, current_span.get().traceparent)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Around each call of ours: its ids, its metrics, its line in the log, and its error as a rich status."""
+    """Around each call of ours: its ids, metrics, span, its line in the log, and its error as a rich status."""
 
-    def __init__(self, metrics: Metrics, max_request_bytes: int) -> None:
+    def __init__(
+        self, metrics: FrontEndMetrics, tracing: RequestTracing, intake: Intake, max_request_bytes: int
+    ) -> None:
         self._metrics = metrics
+        self._tracing = tracing
+        self._intake = intake
         self._max_request_bytes = max_request_bytes
 
     async def intercept_service(
@@ -140,63 +196,108 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         service, _, method = handler_call_details.method.lstrip("/").partition("/")
         if service != SERVICE or handler is None:
             return handler
+        serializer = handler.response_serializer
+        if handler.stream_stream is not None:
+            streaming = self._streaming(method, handler)
+            return grpc.stream_stream_rpc_method_handler(streaming, response_serializer=serializer)
         return grpc.unary_unary_rpc_method_handler(
-            self._wrapped(method, handler), response_serializer=handler.response_serializer
+            self._unary(method, handler), response_serializer=serializer
         )
 
-    def _wrapped(self, method: str, handler: MethodHandler) -> Behaviour:
+    def _unary(self, method: str, handler: MethodHandler) -> Behaviour:
         async def call(message: bytes, context: Context) -> Any:
-            started = perf_counter()
-            metadata = dict(context.invocation_metadata() or ())
-            ids = identify(_text(metadata.get(_REQUEST_ID)), _text(metadata.get("traceparent")))
-            current_ids.set(ids)
-            trailers: tuple[tuple[str, str | bytes], ...] = ((_REQUEST_ID, ids.request_id),)
             crops = 0
-            try:
-                self._check_size(message)
-                request = _parsed(handler, message)
-                crops = len(getattr(request, "crops", ()))
-                response = await handler.unary_unary(request, context)
-            except asyncio.CancelledError:
-                remaining = context.time_remaining()
-                late = remaining is not None and remaining <= 0
-                self._count(
-                    method, DeadlineExceededError.code if late else ClientGoneError.code, crops, started
-                )
-                raise
-            except Exception as error:  # noqa: BLE001 (the last resort; what is not ours to tell is logged)
-                failure = _as_service_error(error)
-                self._count(method, failure.code, crops, started)
-                status = rpc_status.to_status(status_of(failure, ids.request_id))
-                await context.abort(status.code, status.details, (*status.trailing_metadata, *trailers))
-            else:
-                self._count(method, OK, crops, started)
-                context.set_trailing_metadata(trailers)
-                return response
+
+            async def answer() -> Any:
+                nonlocal crops
+                with self._intake.request() as holding:
+                    holding.take(len(message))
+                    request = self._parsed(handler, message)
+                    crops = len(getattr(request, "crops", ()))
+                    return await handler.unary_unary(request, context)
+
+            return await self._around(method, context, answer, lambda: crops)
 
         return call
 
-    def _check_size(self, message: bytes) -> None:
+    def _streaming(self, method: str, handler: MethodHandler) -> Behaviour:
+        async def call(messages: AsyncIterator[bytes], context: Context) -> Any:
+            crops = 0
+
+            async def requests() -> AsyncIterator[Any]:
+                nonlocal crops
+                async for message in messages:
+                    request = self._parsed(handler, message)
+                    crops += len(request.crops)
+                    yield request
+
+            async def answer() -> Any:
+                return await handler.stream_stream(requests(), context)
+
+            return await self._around(method, context, answer, lambda: crops)
+
+        return call
+
+    async def _around(
+        self,
+        method: str,
+        context: Context,
+        answer: Callable[[], Awaitable[Any]],
+        crops: Callable[[], int],
+    ) -> Any:
+        started = perf_counter()
+        metadata = dict(context.invocation_metadata() or ())
+        traceparent = _text(metadata.get("traceparent"))
+        ids = identify(_text(metadata.get(_REQUEST_ID)), traceparent)
+        current_ids.set(ids)
+        span = self._tracing.rpc(f"{SERVICE}/{method}", traceparent)
+        current_span.set(span)
+        trailers: tuple[tuple[str, str | bytes], ...] = ((_REQUEST_ID, ids.request_id),)
+
+        def over(code: str, status: str) -> None:
+            """Counted before the answer leaves, so that whoever has it finds it counted."""
+            seconds = perf_counter() - started
+            self._metrics.request(PROTOCOL, method, code, seconds)
+            span.end_rpc(status, code, crops())
+            log.info(
+                "answered",
+                extra={
+                    "protocol": PROTOCOL,
+                    "method": method,
+                    "code": code,
+                    "crops": crops(),
+                    "duration_ms": round(seconds * 1000, 3),
+                },
+            )
+
+        try:
+            response = await answer()
+        except asyncio.CancelledError:
+            remaining = context.time_remaining()
+            late = remaining is not None and remaining <= 0
+            gone = DeadlineExceededError if late else ClientGoneError
+            over(gone.code, gone.grpc_status)
+            raise
+        except Exception as error:  # noqa: BLE001 (the last resort; what is not ours to tell is logged)
+            failure = _as_service_error(error)
+            over(failure.code, failure.grpc_status)
+            status = rpc_status.to_status(status_of(failure, ids.request_id))
+            await context.abort(status.code, status.details, (*status.trailing_metadata, *trailers))
+        else:
+            over(OK, "OK")
+            context.set_trailing_metadata(trailers)
+            return response
+
+    def _parsed(self, handler: MethodHandler, message: bytes) -> Any:
         limit = self._max_request_bytes
         if len(message) > limit:
             raise PayloadTooLargeError(
                 f"the message has {len(message)} bytes; at most {limit} ({limit / 2**20:g} MiB) are read"
             )
-
-    def _count(self, method: str, code: str, crops: int, started: float) -> None:
-        """Counted before the answer leaves, so that whoever has it finds it counted."""
-        seconds = perf_counter() - started
-        self._metrics.request(PROTOCOL, method, code, seconds)
-        log.info(
-            "answered",
-            extra={
-                "protocol": PROTOCOL,
-                "method": method,
-                "code": code,
-                "crops": crops,
-                "duration_ms": round(seconds * 1000, 3),
-            },
-        )
+        try:
+            return handler.request_deserializer(message)
+        except DecodeError:
+            raise InvalidRequestError(Violation("body", "the message cannot be parsed")) from None
 
 
 def _as_service_error(error: Exception) -> ServiceError:
@@ -210,8 +311,7 @@ def _text(value: str | bytes | None) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _parsed(handler: MethodHandler, message: bytes) -> Any:
-    try:
-        return handler.request_deserializer(message)
-    except DecodeError:
-        raise InvalidRequestError(Violation("body", "the message cannot be parsed")) from None
+def _deadline(context: Context) -> float | None:
+    """The call's deadline as a time of the event loop."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from clip4str_service.tracing import check_endpoint
 
 PREFIX = "CLIP4STR_"
 
@@ -22,10 +25,24 @@ MAX_CROPS = 1024
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 
-_API_KEYS_FILE = PREFIX + "API_KEYS_FILE"
-
 _MIB = 1 << 20
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _devices(value: object) -> object:
+    """Devices as they are written in one word."""
+    return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+
+def _distinct(devices: tuple[str, ...]) -> tuple[str, ...]:
+    if not devices or not all(_DEVICE.fullmatch(device) for device in devices):
+        raise ValueError("name devices, separated by commas: auto, cpu, cuda or cuda:N")
+    if len(set(devices)) < len(devices) or ("auto" in devices and len(devices) > 1):
+        raise ValueError("name each device once; auto is one device, chosen alone")
+    return devices
+
+
+Devices = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_devices), AfterValidator(_distinct)]
 
 
 class SettingsError(ValueError):
@@ -38,13 +55,20 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     model: str = Field("default", description="model to load: default, a fetched model's name, or a path")
-    devices: str = Field("auto", description="device that runs the model: auto, cpu, cuda or cuda:N")
+    devices: Devices = Field(
+        ("auto",),
+        description="devices that run the model, a process each: auto, cpu, cuda or cuda:N, separated by commas",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="number format the model computes in; auto is bf16 where the device multiplies in it, else fp32",
     )
     threads: Count | None = Field(
         None, le=1024, description="threads of a model on the CPU; unset, as many as processors may be used"
+    )
+
+    frontends: Count = Field(
+        1, le=64, description="processes that decode images and answer; more of them share the devices"
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address that all three ports listen on")
@@ -56,7 +80,10 @@ class Settings(BaseSettings):
     max_delay_ms: float = Field(
         2.0, ge=0, le=1000, description="how long a crop waits for company that is on its way"
     )
-    queue_crops: Count = Field(1024, description="crops accepted and not yet answered, at most")
+    cache_bytes: int = Field(
+        0, ge=0, description="readings kept for crops of the same bytes and options; 0 keeps none"
+    )
+    queue_crops: Count = Field(1024, le=1_000_000, description="crops accepted and not yet answered, at most")
     queue_bytes: Count = Field(256 * _MIB, description="encoded bytes of crops accepted and not yet answered")
 
     max_crop_bytes: Count = Field(2 * _MIB, description="encoded bytes of one crop, at most")
@@ -64,6 +91,33 @@ class Settings(BaseSettings):
     max_crops: Count = Field(128, le=MAX_CROPS, description="crops of one request, at most")
     max_request_bytes: Count = Field(
         16 * _MIB, le=1024 * _MIB, description="bytes of a REST body or gRPC message, at most"
+    )
+    stream_crops: Count = Field(
+        256, description="crops of one gRPC stream in flight; more are not read from it"
+    )
+
+    max_connections: Count = Field(1024, le=65_536, description="HTTP connections of one front end")
+    max_calls: Count = Field(1024, le=65_536, description="gRPC calls in progress of one front end")
+    head_timeout_ms: Count = Field(10_000, le=600_000, description="time for the head of an HTTP request")
+    body_timeout_ms: Count = Field(30_000, le=600_000, description="time for the body of an HTTP request")
+    idle_timeout_ms: Count = Field(
+        75_000,
+        le=3_600_000,
+        description="time that a connection may be silent, between requests or within one",
+    )
+    grpc_max_age_ms: Count | None = Field(
+        None,
+        le=86_400_000,
+        description="age at which a gRPC connection is closed, so that clients find new replicas; unset, never",
+    )
+
+    api_keys_file: Path | None = Field(
+        None, description="TOML file of API keys, see `clip4str-service key`; unset, everybody may call"
+    )
+    tls_cert_file: Path | None = Field(None, description="certificate chain (PEM) of both public ports")
+    tls_key_file: Path | None = Field(None, description="its private key (PEM)")
+    tls_client_ca_file: Path | None = Field(
+        None, description="CA certificates (PEM); clients must show a certificate that one of them signed"
     )
 
     default_timeout_ms: Count = Field(30_000, le=600_000, description="deadline of a request that sets none")
@@ -73,14 +127,28 @@ class Settings(BaseSettings):
     decode_threads: Count = Field(
         default_factory=lambda: min(4, os.cpu_count() or 1), le=256, description="threads that decode images"
     )
+    hang_timeout_ms: Count = Field(
+        5_000,
+        ge=500,
+        le=600_000,
+        description="silence after which a process of the service is taken for hung",
+    )
+    batch_timeout_ms: Count = Field(
+        10_000, le=3_600_000, description="time that any batch may take before its device is taken for hung"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) for traces; unset, there are none",
+    )
+    otlp_sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="part of the traces begun here that is recorded"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level logged")
 
-    @field_validator("devices")
+    @field_validator("otlp_endpoint")
     @classmethod
-    def _one_device(cls, devices: str) -> str:
-        if not _DEVICE.fullmatch(devices):
-            raise ValueError("name one device: auto, cpu, cuda or cuda:N")
-        return devices
+    def _url(cls, endpoint: str | None) -> str | None:
+        return None if endpoint is None else check_endpoint(endpoint)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -91,6 +159,7 @@ class Settings(BaseSettings):
             ("max_crops", "queue_crops"),
             ("max_crop_bytes", "max_request_bytes"),
             ("max_request_bytes", "queue_bytes"),
+            ("stream_crops", "queue_crops"),
         ):
             if getattr(self, inner) > getattr(self, outer):
                 raise ValueError(f"{inner} must not exceed {outer}: such a request could never be accepted")
@@ -101,14 +170,8 @@ def load_settings(flags: Mapping[str, object]) -> Settings:
     """Settings from the environment and, above it, `flags` (field name -> text).
 
     Raises:
-        SettingsError: one or more are wrong, or the environment asks for authentication.
+        SettingsError: one or more are wrong.
     """
-    if any(name.upper() == _API_KEYS_FILE and value for name, value in os.environ.items()):
-        # Who sets it believes the service is locked; a warning would leave it open.
-        raise SettingsError(
-            f"{_API_KEYS_FILE}: authentication is not available in this version; remove the variable, "
-            "or put the service behind an authenticating proxy"
-        )
     try:
         return Settings(**flags)  # type: ignore[arg-type]  # pydantic checks and converts them
     except ValidationError as error:

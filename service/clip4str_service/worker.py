@@ -1,106 +1,209 @@
-"""Who owns the model. The engine knows a `Worker` by its protocol only, never which one it has."""
+"""The process that holds the model: slots of shared memory in, readings out. No sockets to the world.
+
+The supervisor starts it (`python -m clip4str_service.worker CHANNEL DESCRIPTORS`). It loads and warms the model,
+reads the batches it is told, several at a time where the hardware can, and beats all along. It ends when it is
+told to, when the supervisor is gone, and when the device is lost; then the supervisor starts another.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, NoReturn
 
-from PIL import Image
+import torch
 
 from clip4str import CheckpointError, Recognizer
 from clip4str.hardware import fit_threads
-from clip4str_service.readings import ModelInfo, Reading, ReadOptions
+from clip4str_service.arena import Crops, Pixels
+from clip4str_service.channel import open_channel, take_descriptor
+from clip4str_service.logs import configure_logging
+from clip4str_service.readings import ReadOptions
+from clip4str_service.wire import (
+    Arena,
+    Batch,
+    Beat,
+    Done,
+    Load,
+    Loaded,
+    StartFailed,
+    Stop,
+    ToWorker,
+    encode_reading,
+)
 
-Ts = TypeVarTuple("Ts")
-R = TypeVar("R")
+log = logging.getLogger(__name__)
 
+BEAT_SECONDS = 0.5
 
-class Job(NamedTuple):
-    """One crop, as `Worker.prepare` made it, and how to read it."""
-
-    crop: Any
-    options: ReadOptions
-
-
-class WorkerStartError(Exception):
-    """The model cannot be loaded; the message is one line that says why."""
-
-
-class Worker(Protocol):
-    """Holds a model and reads batches, one at a time."""
-
-    @property
-    def model(self) -> ModelInfo:
-        """What is loaded. Known once started."""
-
-    async def start(self) -> None:
-        """Loads the model and warms it up. Raises WorkerStartError."""
-
-    def prepare(self, image: Image.Image) -> Any:
-        """RGB image -> what `read` takes as a job's crop. Safe to call from several threads, once started."""
-
-    async def read(self, jobs: Sequence[Job]) -> Sequence[Reading]:
-        """Reads one batch, in order. One call at a time."""
-
-    async def stop(self) -> None:
-        """Gives the model up, at once; a batch that is being read runs on, and nobody hears of it."""
+_NICENESS = 5  # beside front ends on the same processors: their work is short, and somebody waits for it
+_LOST = 70  # exit code (EX_SOFTWARE)
 
 
-class ThreadWorker:
-    """A worker in this process: one thread of its own, the only one that ever runs the model."""
+class Worker:
+    """A recognizer and its lanes."""
 
-    def __init__(
-        self, model: str, *, device: str | None, precision: str, threads: int | None, max_batch: int
-    ) -> None:
-        """As `Recognizer.load` and `fit_threads`; `max_batch` is the largest batch to warm up with."""
-        self._name = model
-        self._device = device
-        self._precision = precision
-        self._threads = threads
-        self._max_batch = max_batch
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+    def __init__(self, descriptors: socket.socket) -> None:
+        self._descriptors = descriptors
+        self._over = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lanes = ThreadPoolExecutor(1, thread_name_prefix="lane")  # one lane loads
         self._recognizer: Recognizer | None = None
+        self._crops: Crops | None = None
 
-    @property
-    def model(self) -> ModelInfo:
-        """What is loaded."""
-        return self._loaded.info
+    async def run(self, orders: socket.socket) -> None:
+        """Works until it is told to stop, or until the supervisor is gone."""
+        self._channel = await open_channel(orders, ToWorker, self._told, self._end)
+        while not self._over.done():
+            self._channel.send(Beat())
+            await asyncio.wait([self._over], timeout=BEAT_SECONDS)
 
-    async def start(self) -> None:
-        """Loads the model and makes it ready, before any caller's batch comes."""
+    def _told(self, message: ToWorker) -> None:
+        match message:
+            case Load():
+                self._begin(self._load(message))
+            case Arena():
+                size = self._loaded.info.image_size
+                self._crops = Crops(take_descriptor(self._descriptors), message.slots, size)
+            case Batch():
+                self._begin(self._answer(message))
+            case Stop():
+                self._end()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the worker cannot go on", exc_info=error)
+            _leave(_LOST)
+
+    def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
+    async def _load(self, order: Load) -> None:
+        configure_logging(order.log_level, order.name)
+        loop = asyncio.get_running_loop()
         try:
-            self._recognizer = await self._on_thread(self._load)
+            recognizer = await loop.run_in_executor(self._lanes, _loaded, order)
         except (CheckpointError, ValueError, OSError, RuntimeError) as error:
             # RuntimeError is what PyTorch raises for a device that is missing or full, with lines of advice.
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise WorkerStartError(f"the model {self._name!r} cannot be started: {reason}") from error
+            self._channel.send(StartFailed(f"the model {order.model!r} cannot be started: {reason}"))
+            self._end()
+            return
+        self._recognizer = recognizer
+        lanes = recognizer.batches_in_flight
+        if lanes > 1:
+            self._lanes.shutdown()
+            self._lanes = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
+        if recognizer.info.device == "cpu":
+            os.nice(_NICENESS)
+        largest = min(order.max_batch, recognizer.max_batch)
+        self._channel.send(Loaded(recognizer.info, lanes, recognizer.processors, largest))
 
-    def prepare(self, image: Image.Image) -> Any:
-        """RGB image -> uint8 [3, height, width]."""
-        return self._loaded.prepare(image)
+    async def _answer(self, batch: Batch) -> None:
+        done = await asyncio.get_running_loop().run_in_executor(self._lanes, self._read, batch)
+        self._channel.send(done)
 
-    async def read(self, jobs: Sequence[Job]) -> Sequence[Reading]:
-        """Reads one batch on the worker's thread."""
-        crops, options = zip(*jobs, strict=True)
-        return await self._on_thread(self._loaded.read_prepared, crops, options)
+    def _read(self, batch: Batch) -> Done:
+        """On a lane's thread: one batch."""
+        if self._crops is None:
+            raise RuntimeError("a batch came before the memory of its crops")
+        started = monotonic()
+        crops = self._crops.pixels[batch.slots]  # a copy: uint8 [N, 3, H, W]
+        options = [ReadOptions(wanted.top_k, wanted.charset) for wanted in batch.wanted]
+        stages = _Stages()
+        readings = self._read_some(list(crops), options, stages)
+        stages.seconds["inference"] = monotonic() - started
+        return Done(batch.number, readings, stages.seconds)
 
-    async def stop(self) -> None:
-        """Ends the thread, as soon as it is idle."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def _read_some(
+        self, crops: Sequence[Pixels], options: Sequence[ReadOptions], stages: _Stages
+    ) -> list[bytes | None]:
+        """Readings as they travel. What fails is read again by halves, so that a crop fails alone: None."""
+        try:
+            readings = self._loaded.read_prepared(crops, options, stages, spread=False)
+        except Exception as error:
+            if _device_is_lost(error):
+                log.exception("the device is lost")
+                _leave(_LOST)
+            log.exception("a batch of %d crops failed", len(crops))
+            if len(crops) == 1:
+                return [None]
+            half = len(crops) // 2
+            return [
+                *self._read_some(crops[:half], options[:half], stages),
+                *self._read_some(crops[half:], options[half:], stages),
+            ]
+        finite = [math.isfinite(each.visual.confidence + each.cross_modal.confidence) for each in readings]
+        if not all(finite):
+            log.error("the model's answer to %d crops is not finite", finite.count(False))
+        return [encode_reading(each) if sane else None for each, sane in zip(readings, finite, strict=True)]
 
     @property
     def _loaded(self) -> Recognizer:
         if self._recognizer is None:
-            raise RuntimeError("the worker is not started")
+            raise RuntimeError("the worker has no model yet")
         return self._recognizer
 
-    def _load(self) -> Recognizer:
-        fit_threads(self._threads)
-        recognizer = Recognizer.load(self._name, device=self._device, precision=self._precision)
-        recognizer.warm_up(self._max_batch)
-        return recognizer
 
-    async def _on_thread(self, function: Callable[[*Ts], R], *args: *Ts) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+class _Stages:
+    """Adds up the seconds of each part of the work on one lane."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + monotonic() - started
+
+
+def _loaded(order: Load) -> Recognizer:
+    fit_threads(order.threads)
+    recognizer = Recognizer.load(order.model, device=order.device, precision=order.precision)
+    recognizer.warm_up(order.max_batch)
+    return recognizer
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether the device is in a state from which only a new process recovers; a lack of memory is none."""
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once: a thread that is busy on a lost device would hold up any other end."""
+    logging.shutdown()
+    os._exit(code)
+
+
+async def _work(channel: int, descriptors: int) -> None:
+    await Worker(socket.socket(fileno=descriptors)).run(socket.socket(fileno=channel))
+
+
+def main() -> NoReturn:
+    """The process: two inherited descriptors in, `Worker.run`, out."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # meant for the service: the supervisor says what follows
+    channel, descriptors = map(int, sys.argv[1:])
+    asyncio.run(_work(channel, descriptors))
+    _leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,9 @@ import threading
 import pytest
 from PIL import Image
 
-from clip4str_service.engine import Engine
+from clip4str_service import engine as engine_module
+from clip4str_service.arena import Pixels
+from clip4str_service.engine import Caller
 from clip4str_service.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -19,26 +21,26 @@ from clip4str_service.errors import (
     TooManyCropsError,
     UndecodableImageError,
 )
-from clip4str_service.metrics import Metrics
+from clip4str_service.limits import Allowance
 from clip4str_service.options import Options, Priority
 from clip4str_service.readings import Reading
-from clip4str_service.worker import WorkerStartError
+from clip4str_service.wire import Phase
 from tests.service.engine_stage import Stage, said, started
-from tests.service.pixel_worker import GARBLED, MODEL, POISON, PixelWorker, plain, settings
+from tests.service.pixel_worker import MODEL, POISON, UNREADABLE, plain
 
 
 async def test_crops_are_read_in_order() -> None:
-    colours = [f"#{index:02X}{255 - index:02X}7F" for index in range(100)]
+    colours = [f"{index:02X}{255 - index:02X}7F" for index in range(100)]
     async with started(max_batch=16) as stage:
         answer = await stage.engine.recognize([plain(colour) for colour in colours], Options())
-        assert said(answer) == [colour[1:] for colour in colours]
+        assert said(answer) == colours
         assert answer.model == MODEL
         assert sum(stage.worker.batches) == 100
         assert max(stage.worker.batches) <= 16
 
 
 async def test_bad_crops_fail_alone() -> None:
-    crops: list[bytes | ServiceError] = [plain("#010203"), b"", plain("#040506"), b"\xff\xd8\xff"]
+    crops: list[bytes | ServiceError] = [plain("010203"), b"", plain("040506"), b"\xff\xd8\xff"]
     crops += [ImageTooLargeError("by the front end"), plain()]
     async with started() as stage:
         answer = await stage.engine.recognize(crops, Options())
@@ -58,7 +60,7 @@ async def test_bad_crops_fail_alone() -> None:
 
 async def test_options_reach_the_worker() -> None:
     async with started() as stage:
-        answer = await stage.engine.recognize([plain("#1A2B3C")], Options(top_k=3, charset="digits"))
+        answer = await stage.engine.recognize([plain("1A2B3C")], Options(top_k=3, charset="digits"))
     (reading,) = answer.outcomes
     assert isinstance(reading, Reading)
     assert reading.text == "123"
@@ -82,33 +84,72 @@ async def test_wrong_number_of_crops_fails_whole(count: int, error: type[Service
 async def test_life() -> None:
     stage = Stage()
     engine = stage.engine
+    await stage.connect()
     for ask in (engine.check_ready, lambda: engine.model):
         with pytest.raises(NotReadyError):
             ask()
     with pytest.raises(NotReadyError):
         await engine.recognize([plain()], Options())
-    assert stage.value("ready") == 0
-    await engine.start()
+    await stage.load()
     engine.check_ready()
-    assert stage.value("ready") == 1
     assert engine.model == MODEL
-    assert await engine.drain()
-    assert stage.value("ready") == 0
+    await stage.say(Phase.RESTARTING)
+    engine.check_alive()
+    with pytest.raises(NotReadyError) as caught:
+        engine.check_ready()
+    assert caught.value.retry_after_ms == 700
+    await stage.say(Phase.FAILED)
+    with pytest.raises(NotReadyError):
+        engine.check_alive()
+    await stage.drain()
     with pytest.raises(DrainingError):
         await engine.recognize([plain()], Options())
     assert engine.model == MODEL
-    await engine.stop()
+    await stage.stop()
 
 
-async def test_worker_that_cannot_start() -> None:
-    engine = Engine(PixelWorker("no such model"), settings(), Metrics())
-    with pytest.raises(WorkerStartError, match="no such model"):
-        await engine.start()
-    assert not engine.ready
-    await engine.drain()
-    with pytest.raises(NotReadyError):
-        _ = engine.model
-    await engine.stop()
+async def test_supervisor_that_does_not_accept_is_believed_over_its_last_word() -> None:
+    async with started() as stage:
+        stage.dispatcher.refuse(DrainingError("the service is about to stop"))
+        with pytest.raises(DrainingError):
+            await stage.engine.recognize([plain()], Options())
+        assert stage.value("crops_total", outcome="draining") == 1
+
+
+async def test_limits_of_a_key_are_those_of_all_its_requests() -> None:
+    async with started() as stage:
+        stage.limits.configure({"slow": Allowance(max_crops_in_flight=2)})
+        stage.worker.gate.clear()
+        first = asyncio.create_task(stage.engine.recognize([plain()] * 2, Options(), Caller("slow")))
+        await stage.until_running(1)
+        with pytest.raises(OverloadedError):
+            await stage.engine.recognize([plain()], Options(), Caller("slow"))
+        with pytest.raises(TooManyCropsError):
+            await stage.engine.recognize([plain()] * 3, Options(), Caller("slow"))
+        assert stage.value("dropped_total", reason="limited") == 1
+        other = asyncio.create_task(stage.engine.recognize([plain("123456")], Options(), Caller("other")))
+        await stage.until_queued(1)
+        stage.worker.gate.set()
+        assert said(await first) == ["ABCDEF"] * 2
+        assert said(await other) == ["123456"]
+        assert said(await stage.engine.recognize([plain()] * 2, Options(), Caller("slow"))) == ["ABCDEF"] * 2
+
+
+async def test_equal_crops_in_flight_are_read_once() -> None:
+    async with started(max_batch=1) as stage:
+        stage.worker.gate.clear()
+        asks = [
+            asyncio.create_task(stage.engine.recognize([plain("111111"), plain(), plain()], Options()))
+        ]
+        await stage.until_running(1)
+        asks.append(asyncio.create_task(stage.engine.recognize([plain()], Options())))
+        asks.append(asyncio.create_task(stage.engine.recognize([plain()], Options(top_k=1))))
+        await stage.until_queued(4)
+        await asyncio.sleep(0.02)
+        stage.worker.gate.set()
+        assert [said(await ask) for ask in asks] == [["111111", "ABCDEF", "ABCDEF"], ["ABCDEF"], ["ABCDEF"]]
+        assert stage.worker.batches == [1, 1, 1]
+        assert stage.generation.slots.free == stage.capacity
 
 
 async def test_full_queue_sheds_whole_requests() -> None:
@@ -267,7 +308,7 @@ async def test_drain_ends_when_its_time_is_up() -> None:
 async def test_timing_and_measures_tell_where_the_time_went() -> None:
     async with started() as stage:
         stage.worker.gate.clear()
-        request = asyncio.create_task(stage.engine.recognize([plain(), plain("#444444")], Options()))
+        request = asyncio.create_task(stage.engine.recognize([plain(), plain("444444")], Options()))
         await stage.until_running(2)
         await asyncio.sleep(0.03)
         stage.worker.gate.set()

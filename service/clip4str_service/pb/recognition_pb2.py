@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%clip4str_service/pb/recognition.proto\x12\x0b\x63lip4str.v1\x1a\x17google/rpc/status.proto\"[\n\x10RecognizeRequest\x12 \n\x05\x63rops\x18\x01 \x03(\x0b\x32\x11.clip4str.v1.Crop\x12%\n\x07options\x18\x02 \x01(\x0b\x32\x14.clip4str.v1.Options\"#\n\x04\x43rop\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xb0\x01\n\x07Options\x12#\n\x06\x64\x65tail\x18\x01 \x01(\x0e\x32\x13.clip4str.v1.Detail\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x14\n\x07\x63harset\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\'\n\x08priority\x18\x04 \x01(\x0e\x32\x15.clip4str.v1.Priority\x12\x17\n\ntimeout_ms\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\n\n\x08_charsetB\r\n\x0b_timeout_ms\"\x81\x01\n\x11RecognizeResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.clip4str.v1.Model\x12$\n\x07results\x18\x02 \x03(\x0b\x32\x13.clip4str.v1.Result\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.clip4str.v1.Timing\"\'\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"u\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0brecognition\x18\x02 \x01(\x0b\x32\x18.clip4str.v1.RecognitionH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"~\n\x0bRecognition\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x11\n\tagreement\x18\x03 \x01(\x08\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\'\n\x08\x62ranches\x18\x05 \x01(\x0b\x32\x15.clip4str.v1.Branches\"Y\n\x08\x42ranches\x12#\n\x06visual\x18\x01 \x01(\x0b\x32\x13.clip4str.v1.Branch\x12(\n\x0b\x63ross_modal\x18\x02 \x01(\x0b\x32\x13.clip4str.v1.Branch\"n\n\x06\x42ranch\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x16\n\x0e\x65os_confidence\x18\x03 \x01(\x01\x12*\n\ncharacters\x18\x04 \x03(\x0b\x32\x16.clip4str.v1.Character\"]\n\tCharacter\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12.\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x18.clip4str.v1.Alternative\"/\n\x0b\x41lternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\"C\n\x06Timing\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x03 \x01(\x01\"\x11\n\x0fGetModelRequest\"\xc7\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0f\n\x07\x63harset\x18\x06 \x01(\t\x12\x12\n\nmax_length\x18\x07 \x01(\x05\x12*\n\nimage_size\x18\x08 \x01(\x0b\x32\x16.clip4str.v1.ImageSize\x12\x12\n\nparameters\x18\t \x01(\x03\"*\n\tImageSize\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05*H\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x45TAIL_TEXT\x10\x01\x12\x15\n\x11\x44\x45TAIL_CHARACTERS\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xa9\x01\n\x12RecognitionService\x12J\n\tRecognize\x12\x1d.clip4str.v1.RecognizeRequest\x1a\x1e.clip4str.v1.RecognizeResponse\x12G\n\x08GetModel\x12\x1c.clip4str.v1.GetModelRequest\x1a\x1d.clip4str.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%clip4str_service/pb/recognition.proto\x12\x0b\x63lip4str.v1\x1a\x17google/rpc/status.proto\"[\n\x10RecognizeRequest\x12 \n\x05\x63rops\x18\x01 \x03(\x0b\x32\x11.clip4str.v1.Crop\x12%\n\x07options\x18\x02 \x01(\x0b\x32\x14.clip4str.v1.Options\"#\n\x04\x43rop\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xb0\x01\n\x07Options\x12#\n\x06\x64\x65tail\x18\x01 \x01(\x0e\x32\x13.clip4str.v1.Detail\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x14\n\x07\x63harset\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\'\n\x08priority\x18\x04 \x01(\x0e\x32\x15.clip4str.v1.Priority\x12\x17\n\ntimeout_ms\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\n\n\x08_charsetB\r\n\x0b_timeout_ms\"\x81\x01\n\x11RecognizeResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.clip4str.v1.Model\x12$\n\x07results\x18\x02 \x03(\x0b\x32\x13.clip4str.v1.Result\x12#\n\x06timing\x18\x03 \x01(\x0b\x32\x13.clip4str.v1.Timing\"a\n\x16RecognizeStreamRequest\x12%\n\x07options\x18\x01 \x01(\x0b\x32\x14.clip4str.v1.Options\x12 \n\x05\x63rops\x18\x02 \x03(\x0b\x32\x11.clip4str.v1.Crop\"b\n\x17RecognizeStreamResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.clip4str.v1.Model\x12$\n\x07results\x18\x02 \x03(\x0b\x32\x13.clip4str.v1.Result\"\'\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\"u\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0brecognition\x18\x02 \x01(\x0b\x32\x18.clip4str.v1.RecognitionH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"~\n\x0bRecognition\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x11\n\tagreement\x18\x03 \x01(\x08\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\'\n\x08\x62ranches\x18\x05 \x01(\x0b\x32\x15.clip4str.v1.Branches\"Y\n\x08\x42ranches\x12#\n\x06visual\x18\x01 \x01(\x0b\x32\x13.clip4str.v1.Branch\x12(\n\x0b\x63ross_modal\x18\x02 \x01(\x0b\x32\x13.clip4str.v1.Branch\"n\n\x06\x42ranch\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12\x16\n\x0e\x65os_confidence\x18\x03 \x01(\x01\x12*\n\ncharacters\x18\x04 \x03(\x0b\x32\x16.clip4str.v1.Character\"]\n\tCharacter\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\x12.\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32\x18.clip4str.v1.Alternative\"/\n\x0b\x41lternative\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\nconfidence\x18\x02 \x01(\x01\"C\n\x06Timing\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x14\n\x0cinference_ms\x18\x03 \x01(\x01\"\x11\n\x0fGetModelRequest\"\xc7\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x0f\n\x07\x63harset\x18\x06 \x01(\t\x12\x12\n\nmax_length\x18\x07 \x01(\x05\x12*\n\nimage_size\x18\x08 \x01(\x0b\x32\x16.clip4str.v1.ImageSize\x12\x12\n\nparameters\x18\t \x01(\x03\"*\n\tImageSize\x12\x0e\n\x06height\x18\x01 \x01(\x05\x12\r\n\x05width\x18\x02 \x01(\x05*H\n\x06\x44\x65tail\x12\x16\n\x12\x44\x45TAIL_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x45TAIL_TEXT\x10\x01\x12\x15\n\x11\x44\x45TAIL_CHARACTERS\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\x8b\x02\n\x12RecognitionService\x12J\n\tRecognize\x12\x1d.clip4str.v1.RecognizeRequest\x1a\x1e.clip4str.v1.RecognizeResponse\x12`\n\x0fRecognizeStream\x12#.clip4str.v1.RecognizeStreamRequest\x1a$.clip4str.v1.RecognizeStreamResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.clip4str.v1.GetModelRequest\x1a\x1d.clip4str.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clip4str_service.pb.recognition_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DETAIL']._serialized_start=1489
-  _globals['_DETAIL']._serialized_end=1561
-  _globals['_PRIORITY']._serialized_start=1563
-  _globals['_PRIORITY']._serialized_end=1644
+  _globals['_DETAIL']._serialized_start=1688
+  _globals['_DETAIL']._serialized_end=1760
+  _globals['_PRIORITY']._serialized_start=1762
+  _globals['_PRIORITY']._serialized_end=1843
   _globals['_RECOGNIZEREQUEST']._serialized_start=79
   _globals['_RECOGNIZEREQUEST']._serialized_end=170
   _globals['_CROP']._serialized_start=172
@@ -44,28 +44,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPTIONS']._serialized_end=386
   _globals['_RECOGNIZERESPONSE']._serialized_start=389
   _globals['_RECOGNIZERESPONSE']._serialized_end=518
-  _globals['_MODEL']._serialized_start=520
-  _globals['_MODEL']._serialized_end=559
-  _globals['_RESULT']._serialized_start=561
-  _globals['_RESULT']._serialized_end=678
-  _globals['_RECOGNITION']._serialized_start=680
-  _globals['_RECOGNITION']._serialized_end=806
-  _globals['_BRANCHES']._serialized_start=808
-  _globals['_BRANCHES']._serialized_end=897
-  _globals['_BRANCH']._serialized_start=899
-  _globals['_BRANCH']._serialized_end=1009
-  _globals['_CHARACTER']._serialized_start=1011
-  _globals['_CHARACTER']._serialized_end=1104
-  _globals['_ALTERNATIVE']._serialized_start=1106
-  _globals['_ALTERNATIVE']._serialized_end=1153
-  _globals['_TIMING']._serialized_start=1155
-  _globals['_TIMING']._serialized_end=1222
-  _globals['_GETMODELREQUEST']._serialized_start=1224
-  _globals['_GETMODELREQUEST']._serialized_end=1241
-  _globals['_GETMODELRESPONSE']._serialized_start=1244
-  _globals['_GETMODELRESPONSE']._serialized_end=1443
-  _globals['_IMAGESIZE']._serialized_start=1445
-  _globals['_IMAGESIZE']._serialized_end=1487
-  _globals['_RECOGNITIONSERVICE']._serialized_start=1647
-  _globals['_RECOGNITIONSERVICE']._serialized_end=1816
+  _globals['_RECOGNIZESTREAMREQUEST']._serialized_start=520
+  _globals['_RECOGNIZESTREAMREQUEST']._serialized_end=617
+  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_start=619
+  _globals['_RECOGNIZESTREAMRESPONSE']._serialized_end=717
+  _globals['_MODEL']._serialized_start=719
+  _globals['_MODEL']._serialized_end=758
+  _globals['_RESULT']._serialized_start=760
+  _globals['_RESULT']._serialized_end=877
+  _globals['_RECOGNITION']._serialized_start=879
+  _globals['_RECOGNITION']._serialized_end=1005
+  _globals['_BRANCHES']._serialized_start=1007
+  _globals['_BRANCHES']._serialized_end=1096
+  _globals['_BRANCH']._serialized_start=1098
+  _globals['_BRANCH']._serialized_end=1208
+  _globals['_CHARACTER']._serialized_start=1210
+  _globals['_CHARACTER']._serialized_end=1303
+  _globals['_ALTERNATIVE']._serialized_start=1305
+  _globals['_ALTERNATIVE']._serialized_end=1352
+  _globals['_TIMING']._serialized_start=1354
+  _globals['_TIMING']._serialized_end=1421
+  _globals['_GETMODELREQUEST']._serialized_start=1423
+  _globals['_GETMODELREQUEST']._serialized_end=1440
+  _globals['_GETMODELRESPONSE']._serialized_start=1443
+  _globals['_GETMODELRESPONSE']._serialized_end=1642
+  _globals['_IMAGESIZE']._serialized_start=1644
+  _globals['_IMAGESIZE']._serialized_end=1686
+  _globals['_RECOGNITIONSERVICE']._serialized_start=1846
+  _globals['_RECOGNITIONSERVICE']._serialized_end=2113
 # @@protoc_insertion_point(module_scope)

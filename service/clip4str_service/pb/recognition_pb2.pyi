@@ -210,6 +210,68 @@ class RecognizeResponse(_message.Message):
 Global___RecognizeResponse: _TypeAlias = RecognizeResponse  # noqa: Y015
 
 @_typing.final
+class RecognizeStreamRequest(_message.Message):
+    """RecognizeStreamRequest holds more crops of a stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    CROPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def options(self) -> Global___Options:
+        """options hold for every crop of the stream; only the first message may have any."""
+
+    @_builtins.property
+    def crops(self) -> _containers.RepeatedCompositeFieldContainer[Global___Crop]:
+        """crops are images to read, in any number; the first message may hold none."""
+
+    def __init__(
+        self,
+        *,
+        options: Global___Options | None = ...,
+        crops: _abc.Iterable[Global___Crop] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crops", b"crops", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecognizeStreamRequest: _TypeAlias = RecognizeStreamRequest  # noqa: Y015
+
+@_typing.final
+class RecognizeStreamResponse(_message.Message):
+    """RecognizeStreamResponse answers crops of a stream that were ready together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> Global___Model:
+        """model is what read the crops."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Result]:
+        """results answer crops of the stream, each once, by its id. A crop without one has its position in the stream,
+        counted from 0, as its id.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: Global___Model | None = ...,
+        results: _abc.Iterable[Global___Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecognizeStreamResponse: _TypeAlias = RecognizeStreamResponse  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     """Model names what read the crops."""
 

@@ -43,6 +43,11 @@ class RecognitionServiceStub:
                 request_serializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeRequest.SerializeToString,
                 response_deserializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeResponse.FromString,
                 _registered_method=True)
+        self.RecognizeStream = channel.stream_stream(
+                '/clip4str.v1.RecognitionService/RecognizeStream',
+                request_serializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeStreamRequest.SerializeToString,
+                response_deserializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeStreamResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/clip4str.v1.RecognitionService/GetModel',
                 request_serializer=clip4str__service_dot_pb_dot_recognition__pb2.GetModelRequest.SerializeToString,
@@ -65,6 +70,16 @@ class RecognitionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecognizeStream(self, request_iterator, context):
+        """RecognizeStream reads crops as they come and answers each as soon as it is read, in any order: a Result has
+        its crop's id. A bad crop never ends the stream. The service reads from the stream only as fast as it answers,
+        so that a client which sends faster than it receives is held back by flow control. While the service is full
+        the crops of a stream wait for room, up to their timeout, where those of Recognize are refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """GetModel describes the model that is loaded.
         """
@@ -79,6 +94,11 @@ def add_RecognitionServiceServicer_to_server(servicer, server):
                     servicer.Recognize,
                     request_deserializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeRequest.FromString,
                     response_serializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeResponse.SerializeToString,
+            ),
+            'RecognizeStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RecognizeStream,
+                    request_deserializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeStreamRequest.FromString,
+                    response_serializer=clip4str__service_dot_pb_dot_recognition__pb2.RecognizeStreamResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -117,6 +137,33 @@ class RecognitionService:
             '/clip4str.v1.RecognitionService/Recognize',
             clip4str__service_dot_pb_dot_recognition__pb2.RecognizeRequest.SerializeToString,
             clip4str__service_dot_pb_dot_recognition__pb2.RecognizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecognizeStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/clip4str.v1.RecognitionService/RecognizeStream',
+            clip4str__service_dot_pb_dot_recognition__pb2.RecognizeStreamRequest.SerializeToString,
+            clip4str__service_dot_pb_dot_recognition__pb2.RecognizeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,12 @@ class RecognitionServiceStub:
     """Recognize reads one or many crops and answers them in order. A bad crop never fails its neighbours: its
     Result holds the error.
     """
+    RecognizeStream: _grpc.StreamStreamMultiCallable[_recognition_pb2.RecognizeStreamRequest, _recognition_pb2.RecognizeStreamResponse]
+    """RecognizeStream reads crops as they come and answers each as soon as it is read, in any order: a Result has
+    its crop's id. A bad crop never ends the stream. The service reads from the stream only as fast as it answers,
+    so that a client which sends faster than it receives is held back by flow control. While the service is full
+    the crops of a stream wait for room, up to their timeout, where those of Recognize are refused.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_recognition_pb2.GetModelRequest, _recognition_pb2.GetModelResponse]
     """GetModel describes the model that is loaded."""
 
@@ -56,6 +62,12 @@ class RecognitionServiceAsyncStub(RecognitionServiceStub):
     Recognize: _aio.UnaryUnaryMultiCallable[_recognition_pb2.RecognizeRequest, _recognition_pb2.RecognizeResponse]  # type: ignore[assignment]
     """Recognize reads one or many crops and answers them in order. A bad crop never fails its neighbours: its
     Result holds the error.
+    """
+    RecognizeStream: _aio.StreamStreamMultiCallable[_recognition_pb2.RecognizeStreamRequest, _recognition_pb2.RecognizeStreamResponse]  # type: ignore[assignment]
+    """RecognizeStream reads crops as they come and answers each as soon as it is read, in any order: a Result has
+    its crop's id. A bad crop never ends the stream. The service reads from the stream only as fast as it answers,
+    so that a client which sends faster than it receives is held back by flow control. While the service is full
+    the crops of a stream wait for room, up to their timeout, where those of Recognize are refused.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_recognition_pb2.GetModelRequest, _recognition_pb2.GetModelResponse]  # type: ignore[assignment]
     """GetModel describes the model that is loaded."""
@@ -75,6 +87,18 @@ class RecognitionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_recognition_pb2.RecognizeResponse, _abc.Awaitable[_recognition_pb2.RecognizeResponse]]:
         """Recognize reads one or many crops and answers them in order. A bad crop never fails its neighbours: its
         Result holds the error.
+        """
+
+    @_abc_1.abstractmethod
+    def RecognizeStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_recognition_pb2.RecognizeStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_recognition_pb2.RecognizeStreamResponse], _abc.AsyncIterator[_recognition_pb2.RecognizeStreamResponse]]:
+        """RecognizeStream reads crops as they come and answers each as soon as it is read, in any order: a Result has
+        its crop's id. A bad crop never ends the stream. The service reads from the stream only as fast as it answers,
+        so that a client which sends faster than it receives is held back by flow control. While the service is full
+        the crops of a stream wait for room, up to their timeout, where those of Recognize are refused.
         """
 
     @_abc_1.abstractmethod

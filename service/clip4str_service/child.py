@@ -1,0 +1,110 @@
+"""A child process of the supervisor: started with a channel, watched for its beat, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from clip4str_service.channel import Channel, open_channel, send_descriptor
+from clip4str_service.wire import Stop
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M")
+
+_STOP_SECONDS = 2.0  # for a child that has nothing left to do
+_TICKS = 8  # looks at a child in the time that it may be silent
+
+
+class Child(Generic[M]):
+    """One process that runs a module of the service. `over` is done, with its exit code, when it is gone.
+
+    From its first message on it must say something every `silence` seconds, or it is taken for hung and killed.
+    """
+
+    def __init__(self, name: str, receive: Callable[[M], None], silence: float) -> None:
+        self.hung = False
+        self._name = name
+        self._receive = receive
+        self._silence = silence
+        self._said_something = False
+
+    async def start(self, module: str, messages: Any, inherited: Sequence[int] = ()) -> None:
+        """Starts `python -m module CHANNEL DESCRIPTORS`, both numbers of descriptors that it inherits.
+
+        `messages`: the union of the types that it may send; `inherited`: more descriptors that it has by the same
+        numbers. Raises OSError.
+        """
+        ours, theirs = socket.socketpair()
+        self._descriptors, their_descriptors = socket.socketpair()
+        numbers = theirs.fileno(), their_descriptors.fileno()
+        with theirs, their_descriptors:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", module, *map(str, numbers), pass_fds=(*numbers, *inherited)
+            )
+        self.over: asyncio.Task[int] = asyncio.create_task(self._process.wait())
+        self._channel: Channel[M] = await open_channel(ours, messages, self._told, lambda: None)
+        self._watcher = asyncio.create_task(self._watch())
+        self.over.add_done_callback(self._clean)
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Tells it something; a process that is gone does not hear it."""
+        self._channel.send(message)
+
+    def give(self, message: msgspec.Struct, descriptor: int) -> None:
+        """Tells it something that comes with a descriptor, of which it gets one of its own."""
+        with contextlib.suppress(OSError):  # it is gone
+            send_descriptor(self._descriptors, descriptor)
+        self._channel.send(message)
+
+    def kill(self) -> None:
+        """Ends it at once, whatever it does."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def kill_hung(self, why: str) -> None:
+        """Ends it at once because it hangs."""
+        if not self.over.done():
+            log.error("a process hangs and is killed", extra={"child": self._name, "why": why})
+            self.hung = True
+            self.kill()
+
+    async def end(self, grace: float) -> None:
+        """Tells it to stop, with so many seconds for answers to leave; kills it when it is not gone then."""
+        self.send(Stop(grace))
+        await asyncio.wait([self.over], timeout=grace + _STOP_SECONDS)
+        self.kill()
+        await asyncio.wait([self.over])
+
+    def _told(self, message: M) -> None:
+        self._said_something = True
+        self._receive(message)
+
+    async def _watch(self) -> None:
+        """Counts only while this loop runs: if the whole service was stopped for a while, nobody hung."""
+        tick = self._silence / _TICKS
+        silent, speaks = 0.0, False
+        while True:
+            await asyncio.sleep(tick)
+            silent = 0.0 if self._said_something or not speaks else silent + tick
+            speaks = speaks or self._said_something
+            self._said_something = False
+            if silent >= self._silence:
+                self.kill_hung(f"nothing was heard of it for {silent:.1f} s")
+
+    def _clean(self, _: asyncio.Task[int]) -> None:
+        self._watcher.cancel()
+        self._channel.close()
+        self._descriptors.close()
