@@ -8,7 +8,6 @@ up to the first difference it was (speculative decoding; Leviathan et al., ICML 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,7 @@ from torch import Tensor
 from clip4str.attention import KeyValue
 from clip4str.charset import BOS, EOS
 from clip4str.model import Decoder
-
-Stage = Callable[[str], AbstractContextManager[None]]
+from clip4str.stages import Stage, unobserved
 
 
 def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -28,11 +26,6 @@ def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _as_many(different: int, _: int) -> int:
     return different
-
-
-def unobserved(_: str) -> AbstractContextManager[None]:
-    """A stage that nobody times."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,7 @@ class Execution:
     positions, so that what follows has one shape. `caption_rows` says to how many captions the different ones of a
     batch of rows are padded. `encoded_at_once`: images in one pass of the image encoder, None for all.
     `tokens_at_once`: decoder tokens up to which a pass over a draft takes no longer than the steps it saves. `stage`
-    is entered with the name of each part of decoding: encode, visual, caption, cross_modal, refine (either branch).
+    is entered with the name of each part of decoding, of those in `STAGES`.
     """
 
     run: Callable[..., Any] = _directly

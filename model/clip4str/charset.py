@@ -1,15 +1,12 @@
-"""Text and token ids: the 94 characters, the special tokens, charset adaptation and decoding constraints.
+"""Text and token ids: the 94 characters, the special tokens, charset adaptation, the named charsets.
 
 Ids: 0 is the end of sequence (EOS), 1..94 the characters in order, 95 the beginning (BOS), 96 padding (PAD).
-The heads predict ids 0..94 only.
+The heads predict ids 0..94 only. `tokens` makes tensors of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
 
 DIGITS = "0123456789"
 LOWERCASE = "abcdefghijklmnopqrstuvwxyz"
@@ -49,13 +46,6 @@ def character_ids(text: str) -> list[int]:
         ) from None
 
 
-def encode(labels: Sequence[str]) -> Tensor:
-    """Labels -> int64 [N, longest + 2]: BOS, characters, EOS, then PAD. Raises CharsetError."""
-    rows = [[BOS, *character_ids(label), EOS] for label in labels]
-    width = max(len(row) for row in rows)
-    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
-
-
 def decode(ids: Sequence[int]) -> str:
     """Class ids 0..94 -> the text before the first EOS."""
     characters = []
@@ -92,10 +82,3 @@ def resolve(charset: str) -> str:
         )
     wanted = set(character_ids(characters))
     return "".join(character for character in CHARACTERS if _ID[character] in wanted)
-
-
-def allowed_classes(charset: str) -> Tensor:
-    """Constraint mask of a charset: bool [95], true for EOS and its characters. Raises CharsetError."""
-    mask = torch.zeros(CLASSES, dtype=torch.bool)
-    mask[[EOS, *character_ids(resolve(charset))]] = True
-    return mask

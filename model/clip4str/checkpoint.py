@@ -108,7 +108,8 @@ def load(model: str) -> Checkpoint:
     Held to the checksums that are known: a fetched file to that of its host or of the first download, a file of
     ours to its weights' in the metadata. Hashing takes about 0.6 s per GB, next to the reading.
     """
-    path, entry = resolve(model), registry.find(model)
+    with explained(repr(model), "cannot be looked up"):
+        path, entry = resolve(model), registry.find(model)
     with explained(path, "cannot be read"), ThreadPoolExecutor(max_workers=1) as pool:
         hashing = pool.submit(_sha256, path)  # the reader maps the file: its bytes come from the disk once
         if path.suffix == ".safetensors":
@@ -121,8 +122,8 @@ def load(model: str) -> Checkpoint:
         else:
             state, config = _read_published(path)
         digest = hashing.result()
+        expected = None if entry is None else registry.expected_sha256(entry, path)
     if entry is not None:
-        expected = registry.expected_sha256(entry, path)
         if expected is not None and digest != expected:
             raise CheckpointError(
                 f"{path}: its sha256 is {digest}, not {expected}: remove it and fetch it again"
@@ -141,10 +142,11 @@ def build(checkpoint: Checkpoint) -> CLIP4STR:
         model = CLIP4STR(checkpoint.config)  # no memory yet, no random numbers
     expected = model.state_dict()
     _check_weights(checkpoint, expected)
-    own = {
-        key: torch.empty_like(like, device="cpu").copy_(checkpoint.state[key])
-        for key, like in expected.items()
-    }
+    with explained(checkpoint.name, "its weights are in no format that can be read"):
+        own = {
+            key: torch.empty_like(like, device="cpu").copy_(checkpoint.state[key])
+            for key, like in expected.items()
+        }
     _check_finite(checkpoint.name, own)
     model.load_state_dict(own, strict=True, assign=True)
     clip = model.clip_model  # the text encoder's causal mask is the one buffer that no file holds

@@ -1,71 +1,110 @@
-"""Running on CPUs: each processor reads its own part of a batch."""
+"""Running on CPUs: a lane for each processor, or, for large models, all of them on one batch."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from clip4str.autoregression import Execution, Stage, unobserved
+from clip4str.autoregression import Execution
 from clip4str.decoding import decode
+from clip4str.image import Pixels
 from clip4str.model import CLIP4STR
+from clip4str.stages import Stage, unobserved
 
 _TOKENS_AT_ONCE = 1024  # in the image encoder: their activations stay in a processor's caches
-_PART = 32  # crops of one processor, at most: more gain nothing and take more memory
+_BATCH = 32  # crops of one processor, at most: more gain nothing and take more memory
 _WIDE = 512  # width of an image encoder whose single layers are worth the work of several processors
 
+Logits = tuple[Tensor, Tensor]
 
-class Processors:
-    """As many threads as PyTorch was using, each of which reads its part of a batch on one processor.
 
-    That is faster than all threads sharing every operation: they meet at the end of a batch, not thousands of times
-    within it. And it bears company: threads that meet wait for whichever another program has pushed aside. Only the
-    few crops that do not go round a large model reads with all threads, those of the caller, in every operation.
+class Lane:
+    """A thread that reads one batch at a time, on one processor or with the help of others in each operation.
+
+    How many processors PyTorch takes is a matter of the thread it is called on. With a thread of its own, a lane
+    takes as many as it should whoever calls it, and takes the caller's setting from nobody.
     """
 
-    def __init__(self, model: CLIP4STR) -> None:
+    def __init__(self, model: CLIP4STR, processors: int = 1) -> None:
         self._model = model
-        self._count = torch.get_num_threads()
-        self.max_batch = _PART * self._count
+        self.max_batch = _BATCH
         rows, columns = model.config.vision.grid
         self._execution = Execution(encoded_at_once=max(1, _TOKENS_AT_ONCE // (rows * columns)))
-        everyone = threading.Barrier(self._count + 1)
-        self._threads = ThreadPoolExecutor(
-            self._count, thread_name_prefix="reader", initializer=_be_single, initargs=(everyone,)
-        )
-        for _ in range(self._count):
-            self._threads.submit(int)
-        everyone.wait()
-        torch.set_num_threads(self._count)  # for the threads of others, as before
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="clip4str-lane")
+        others = torch.get_num_threads()
+        self._thread.submit(_compute_on, processors).result()
+        torch.set_num_threads(others)  # PyTorch gives the last number to threads yet to come as well
 
-    def read(self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
+    def submit(self, crops: Sequence[Pixels], allowed: Tensor | None, stage: Stage) -> Future[Logits]:
+        """As `read`, without waiting."""
+        return self._thread.submit(self._read, crops, allowed, replace(self._execution, stage=stage))
+
+    def read(self, crops: Sequence[Pixels], allowed: Tensor | None, stage: Stage) -> Logits:
         """As `Runtime.read`, for one batch."""
-        execution = replace(self._execution, stage=stage)
+        return self.submit(crops, allowed, stage).result()
 
-        def read(part: slice) -> tuple[Tensor, Tensor]:
-            some = None if allowed is None else allowed[part]
-            decoded = decode(self._model, torch.stack(list(crops[part])), some, execution=execution)
-            return decoded.visual.refined, decoded.cross_modal.refined
-
-        count = len(crops)
-        if count < self._count and self._model.config.vision.width >= _WIDE:
-            return read(slice(None))
-        parts = min(count, self._count)
-        edges = [count * part // parts for part in range(parts + 1)]
-        visual, cross_modal = zip(*self._threads.map(read, map(slice, edges[:-1], edges[1:])), strict=True)
-        return torch.cat(visual), torch.cat(cross_modal)
+    def _read(self, crops: Sequence[Pixels], allowed: Tensor | None, execution: Execution) -> Logits:
+        pixels = torch.from_numpy(np.stack(crops))
+        decoded = decode(self._model, pixels, allowed, execution=execution)
+        return decoded.visual.refined, decoded.cross_modal.refined
 
     def warm_up(self, batch: int) -> None:
         """Read blank crops, one and as many as will come, so that memory is there and kernels are chosen."""
-        blank = torch.zeros(3, *self._model.config.vision.image_size, dtype=torch.uint8)
-        for size in (1, min(batch, self.max_batch)):
-            self.read([blank] * size, None, unobserved)
+        _read_blanks(self, self._model, batch)
 
 
-def _be_single(everyone: threading.Barrier) -> None:
-    torch.set_num_threads(1)  # of this thread, though PyTorch gives it to threads yet to come as well
-    everyone.wait()
+class Team:
+    """All processors for one batch: each reads its own part, on a lane of its own.
+
+    That is faster than all of them sharing every operation: they meet at the end of a batch, not thousands of times
+    within it. And it bears company: threads that meet wait for whichever another program has pushed aside. Only the
+    few crops that do not go round are read by all together.
+    """
+
+    def __init__(self, model: CLIP4STR, processors: int) -> None:
+        self._model = model
+        self._together = Lane(model, processors)
+        self._each = [Lane(model) for _ in range(processors)]
+        self.max_batch = _BATCH * processors
+
+    def read(self, crops: Sequence[Pixels], allowed: Tensor | None, stage: Stage) -> Logits:
+        """As `Runtime.read`, for one batch."""
+        count, parts = len(crops), len(self._each)
+        if count < parts:
+            return self._together.read(crops, allowed, stage)
+        edges = [count * part // parts for part in range(parts + 1)]
+        begun = [
+            lane.submit(crops[start:stop], None if allowed is None else allowed[start:stop], stage)
+            for lane, start, stop in zip(self._each, edges[:-1], edges[1:], strict=True)
+        ]
+        visual, cross_modal = zip(*(part.result() for part in begun), strict=True)
+        return torch.cat(visual), torch.cat(cross_modal)
+
+    def warm_up(self, batch: int) -> None:
+        """As `Lane.warm_up`."""
+        _read_blanks(self, self._model, batch)
+
+
+def ways(model: CLIP4STR) -> list[Lane] | list[Team]:
+    """How batches are best read by as many processors as PyTorch uses here: each by one of them, or by all."""
+    processors = torch.get_num_threads()
+    if model.config.vision.width >= _WIDE:
+        return [Team(model, processors)]
+    return [Lane(model) for _ in range(processors)]
+
+
+def _compute_on(processors: int) -> None:
+    """Let PyTorch use so many threads in what this thread calls."""
+    torch.get_num_threads()  # a new thread takes the process's number at its first use of PyTorch, whatever was set
+    torch.set_num_threads(processors)
+
+
+def _read_blanks(way: Lane | Team, model: CLIP4STR, batch: int) -> None:
+    blank = np.zeros((3, *model.config.vision.image_size), np.uint8)
+    for size in (1, min(batch, way.max_batch)):
+        way.read([blank] * size, None, unobserved)

@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from clip4str.autoregression import Execution, Stage
+from clip4str.autoregression import Execution
 from clip4str.charset import CLASSES, EOS
 from clip4str.config import ModelConfig
 from clip4str.decoding import Decoded, decode
+from clip4str.image import Pixels
 from clip4str.model import CLIP4STR
+from clip4str.stages import Stage
 
 CHECK_EVERY = 8
 """Decoding steps in one captured graph: after each, the host asks whether every word has ended."""
@@ -103,17 +106,17 @@ class Lane:
             )
             self._pixels, self._visual, self._cross_modal = _pinned(model.config, max_batch)
 
-    def read(self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
+    def read(self, crops: Sequence[Pixels], allowed: Tensor | None, stage: Stage) -> tuple[Tensor, Tensor]:
         """As `Runtime.read`, for `max_batch` crops at most."""
         return self._read(crops, allowed, replace(self._execution, stage=stage))
 
     @torch.inference_mode()
     def _read(
-        self, crops: Sequence[Tensor], allowed: Tensor | None, execution: Execution
+        self, crops: Sequence[Pixels], allowed: Tensor | None, execution: Execution
     ) -> tuple[Tensor, Tensor]:
         count = len(crops)
         size = _size(count)
-        torch.stack(list(crops), out=self._pixels[:count])
+        np.stack(crops, out=self._pixels[:count].numpy())
         self._pixels[count:size] = 0
         everything = torch.ones(size, CLASSES, dtype=torch.bool)
         if allowed is not None:
@@ -132,7 +135,7 @@ class Lane:
         endless[:, EOS] = False
         size = 1
         while size <= _size(min(batch, self.max_batch)):
-            crops = [self._pixels[0].clone()] * size
+            crops = [np.zeros(self._pixels[0].shape, np.uint8)] * size
             for captions in (size, 2 * size):  # refinement changes few captions of a batch, or many
                 execution = replace(self._execution, caption_rows=lambda *_, count=captions: count)
                 self._read(crops, endless.expand(size, -1), execution)

@@ -129,7 +129,7 @@ def _check_present(entry: Published, path: Path) -> Fetched:
 def _check_arrival(entry: Published, arrival: _Arrival, expected: str | None) -> str:
     """The new file's SHA-256. A file that is wrong is removed, for to continue it would not mend it."""
     try:
-        if not zipfile.is_zipfile(arrival.path):
+        if not _is_zip(arrival.path):
             raise FetchError(f"{entry.name}: what its host sent is no checkpoint (not a zip archive)")
         if arrival.md5 is not None and (md5 := _digest(arrival.path, "md5")) != arrival.md5:
             raise FetchError(f"{entry.name}: the file's md5 is {md5}, not {arrival.md5} as its host states")
@@ -143,6 +143,13 @@ def _check_arrival(entry: Published, arrival: _Arrival, expected: str | None) ->
         arrival.path.unlink()
         raise
     return digest
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end is that of an archive, but says what none does
+        return False
 
 
 def _digest(path: Path, algorithm: str) -> str:

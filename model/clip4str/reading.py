@@ -1,13 +1,10 @@
-"""What is read in a crop: both branches' texts with a confidence for every character."""
+"""What is asked of a crop, and what is read in it: both branches' texts, a confidence for every character."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from clip4str.charset import CHARACTERS, EOS, allowed_classes
+from clip4str import charset
 
 MAX_TOP_K = 5
 
@@ -84,51 +81,4 @@ class ReadOptions:
         if type(self.top_k) is not int or not 0 <= self.top_k <= MAX_TOP_K:
             raise ValueError(f"top_k is {self.top_k!r}: it must be a whole number between 0 and {MAX_TOP_K}")
         if self.charset is not None:
-            allowed_classes(self.charset)
-
-
-def branch_readings(logits: Tensor, top_k: Sequence[int]) -> list[tuple[BranchReading, bool]]:
-    """One branch's refined logits, float32 [N, T, 95] -> each row's reading, and whether it never ended.
-
-    `top_k`: alternatives wanted in each row.
-    """
-    probabilities = logits.softmax(-1)  # [N, T, 95]
-    best, ids = probabilities.max(-1)
-    rows = zip(
-        probabilities, best.tolist(), ids.tolist(), probabilities[..., EOS].tolist(), top_k, strict=True
-    )
-    return [_branch_reading(*row) for row in rows]
-
-
-def _branch_reading(
-    probabilities: Tensor, best: list[float], ids: list[int], ends: list[float], top_k: int
-) -> tuple[BranchReading, bool]:
-    """One row: its probabilities [T, 95], of which `best` are the highest, `ids` theirs, `ends` those of EOS."""
-    ended = EOS in ids
-    length = ids.index(EOS) if ended else len(ids)
-    others = _alternatives(probabilities[:length], ids[:length], top_k) if top_k else [()] * length
-    characters = tuple(
-        Character(CHARACTERS[index - 1], confidence, alternatives)
-        for index, confidence, alternatives in zip(ids[:length], best[:length], others, strict=True)
-    )
-    confidence = 1.0
-    for factor in best[: length + 1]:  # EOS counts where it was read
-        confidence *= factor
-    text = "".join(character.text for character in characters)
-    return BranchReading(text, confidence, ends[min(length, len(ids) - 1)], characters), not ended
-
-
-def _alternatives(probabilities: Tensor, chosen: list[int], top_k: int) -> list[tuple[Alternative, ...]]:
-    """At each position the `top_k` most probable characters but the chosen, those with no probability left out."""
-    others = probabilities.clone()
-    others[:, EOS] = 0.0
-    others[range(len(chosen)), chosen] = 0.0
-    confidences, ids = others.topk(top_k)
-    return [
-        tuple(
-            Alternative(CHARACTERS[i - 1], confidence)
-            for i, confidence in zip(*row, strict=True)
-            if confidence > 0.0
-        )
-        for row in zip(ids.tolist(), confidences.tolist(), strict=True)
-    ]
+            charset.resolve(self.charset)

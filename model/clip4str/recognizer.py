@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from clip4str import checkpoint
-from clip4str.autoregression import Stage, unobserved
-from clip4str.charset import CHARACTERS, allowed_classes
+from clip4str.charset import CHARACTERS
 from clip4str.checkpoint import Checkpoint
 from clip4str.hardware import resolve_device, resolve_precision
-from clip4str.image import prepare
-from clip4str.reading import Reading, ReadOptions, branch_readings
+from clip4str.image import Pixels, prepare
+from clip4str.info import ModelInfo
+from clip4str.reading import Reading, ReadOptions
+from clip4str.readout import branch_readings
 from clip4str.runtime import Runtime
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What is loaded. `image_size` is (height, width) in pixels, `revision` "sha256:<hex>" of the model file.
-
-    `max_length` is that of the words it was trained on; one that never ends is cut after one character more.
-    """
-
-    name: str
-    revision: str
-    variant: str
-    dtype: str
-    device: str
-    charset: str
-    max_length: int
-    image_size: tuple[int, int]
-    parameters: int
+from clip4str.stages import Stage, unobserved
+from clip4str.tokens import allowed_classes
 
 
 class Recognizer:
@@ -84,12 +69,30 @@ class Recognizer:
         """Threads whose calls of `read_prepared` run side by side; those of more wait."""
         return self._runtime.batches_in_flight
 
+    @property
+    def processors(self) -> int:
+        """How many of the batches in flight compute at the same time, each on hardware of its own.
+
+        A scheduler divides what waits among so many. A CPU has as many as PyTorch uses threads, when the model is
+        loaded; but a large model takes all of them for each batch, which makes 1. So has a GPU: of its two batches
+        in flight, one computes while the other comes and goes.
+        """
+        return self._runtime.processors
+
+    @property
+    def max_batch(self) -> int:
+        """Crops of the largest batch; more are read in several."""
+        return self._runtime.max_batch
+
     def warm_up(self, batch: int) -> None:
         """Make ready to read batches of up to `batch` crops, before anyone waits for one. Not while others read."""
         self._runtime.warm_up(batch)
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """PIL image of any mode -> the model's pixels, uint8 [3, H, W]. Safe to call from several threads."""
+    def prepare(self, image: Image.Image) -> Pixels:
+        """PIL image of any mode -> the model's pixels, uint8 [3, H, W]. Safe to call from several threads.
+
+        As `clip4str.image.prepare` with `info.image_size`, which needs no model and no PyTorch.
+        """
         return prepare(image, self.info.image_size)
 
     def read(
@@ -100,13 +103,22 @@ class Recognizer:
         return self.read_prepared([self.prepare(image) for image in images], [options] * len(images))
 
     def read_prepared(
-        self, crops: Sequence[Tensor], options: Sequence[ReadOptions], stage: Stage = unobserved
+        self,
+        crops: Sequence[Pixels],
+        options: Sequence[ReadOptions],
+        stage: Stage = unobserved,
+        *,
+        spread: bool = True,
     ) -> list[Reading]:
         """Read prepared crops, uint8 [3, H, W] each, every one with its own options, in order.
 
-        More crops than make a good batch are read in several. `stage` is a context manager entered with the name of
-        each part of decoding. Safe to call from several threads. Raises ValueError unless there are as many options
-        as crops and each crop is as `prepare` returns it.
+        `spread` divides few crops among all processors that have nothing to do, for the soonest answer. Without it
+        what fits into one batch is one: for callers who keep all processors busy by themselves. `stage` gives a
+        context manager to enter for each part of the work, by its name in `clip4str.stages.STAGES`; of crops that
+        are spread several enter at a time, each on the thread that does the part.
+
+        Safe to call from several threads. Raises ValueError unless there are as many options as crops and each crop
+        is as `prepare` returns it.
         """
         if len(crops) != len(options):
             raise ValueError(f"{len(crops)} crops, but {len(options)} options: each crop needs its own")
@@ -114,18 +126,18 @@ class Recognizer:
             return []
         shape = (3, *self.info.image_size)
         for number, crop in enumerate(crops):
-            if crop.dtype is not torch.uint8 or crop.shape != shape:
+            if crop.dtype != np.uint8 or crop.shape != shape:
                 raise ValueError(
                     f"crop {number} is {crop.dtype} {tuple(crop.shape)}, not uint8 {shape}: use what prepare returns"
                 )
-        top_k = [wanted.top_k for wanted in options]
-        visual, cross_modal = (
-            branch_readings(logits, top_k) for logits in self._runtime.read(crops, _allowed(options), stage)
-        )
-        return [
-            Reading(visual_reading, cross_reading, truncated)
-            for (visual_reading, _), (cross_reading, truncated) in zip(visual, cross_modal, strict=True)
-        ]
+        logits = self._runtime.read(crops, _allowed(options), stage, spread=spread)
+        with stage("postprocess"):
+            top_k = [wanted.top_k for wanted in options]
+            visual, cross_modal = (branch_readings(branch.numpy(), top_k) for branch in logits)
+            return [
+                Reading(visual_reading, cross_reading, truncated)
+                for (visual_reading, _), (cross_reading, truncated) in zip(visual, cross_modal, strict=True)
+            ]
 
 
 def _allowed(options: Sequence[ReadOptions]) -> Tensor | None:

@@ -11,64 +11,77 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from clip4str.autoregression import Stage, unobserved
-from clip4str.cpu import Processors
+from clip4str import cpu
 from clip4str.cuda import Lane
+from clip4str.image import Pixels
 from clip4str.inference import compile_encoder, optimize
 from clip4str.model import CLIP4STR
+from clip4str.stages import Stage, unobserved
 
 _GPU_BATCH = 256  # larger ones gain nothing and take more memory
 _GPU_LANES = 2  # batches in flight
 
 
 class _Way(Protocol):
-    @property
-    def max_batch(self) -> int: ...
+    max_batch: int
 
     def read(
-        self, crops: Sequence[Tensor], allowed: Tensor | None, stage: Stage
+        self, crops: Sequence[Pixels], allowed: Tensor | None, stage: Stage
     ) -> tuple[Tensor, Tensor]: ...
 
     def warm_up(self, batch: int) -> None: ...
 
 
 class Runtime:
-    """Reads batches of any size with a model it takes over. Several threads may call it."""
+    """Reads batches of any size with a model it takes over. Several threads may call it.
+
+    `batches_in_flight` calls are served at a time, and `processors` of those side by side, each on hardware of its
+    own. No batch is larger than `max_batch`: of more crops, several are made.
+    """
 
     def __init__(self, model: CLIP4STR, device: torch.device, dtype: torch.dtype) -> None:
         self._process = os.getpid()  # threads do not survive a fork, and reading would wait for them for ever
         self._model = optimize(model, device, dtype)
-        ways: list[_Way]
+        self._ways: Sequence[_Way]
         if device.type == "cuda":
             keep_precise(dtype)
             compile_encoder(self._model)
-            ways = [Lane(self._model, device, _GPU_BATCH) for _ in range(_GPU_LANES)]
+            self._ways = [Lane(self._model, device, _GPU_BATCH) for _ in range(_GPU_LANES)]
+            self.processors = 1  # the second batch goes through where the first one waits
         else:
-            ways = [Processors(self._model)]
+            self._ways = cpu.ways(self._model)
+            self.processors = len(self._ways)
         self._free: queue.SimpleQueue[_Way] = queue.SimpleQueue()
-        for way in ways:
+        for way in self._ways:
             self._free.put(way)
-        self._ways = ways
-        self.batches_in_flight = len(ways)
-        self.max_batch = ways[0].max_batch  # of more crops, several are made
-        self._threads = ThreadPoolExecutor(len(ways), thread_name_prefix="clip4str")
+        self.batches_in_flight = len(self._ways)
+        self.max_batch = self._ways[0].max_batch
+        self._threads = ThreadPoolExecutor(len(self._ways), thread_name_prefix="clip4str")
 
     def warm_up(self, batch: int) -> None:
         """Make ready to read batches of up to `batch` crops, before anyone waits. Not while others read."""
-        for way in self._ways:
-            way.warm_up(batch)
+        with ThreadPoolExecutor(self.processors) as together:
+            list(together.map(lambda way: way.warm_up(batch), self._ways))
 
     def read(
-        self, crops: Sequence[Tensor], allowed: Tensor | None = None, stage: Stage = unobserved
+        self,
+        crops: Sequence[Pixels],
+        allowed: Tensor | None = None,
+        stage: Stage = unobserved,
+        *,
+        spread: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Refined logits of the visual and of the cross-modal branch, float32 [N, 26, 95] on the CPU.
 
         `crops` uint8 [3, H, W] each, one or more; `allowed` bool [N, 95] as `decode` takes it; `stage` is entered
-        with the name of each part of decoding, on a GPU as it is launched, not as it runs.
+        with the name of each part of decoding, on a GPU as it is launched, not as it runs. With `spread`, crops that
+        one batch could hold are divided among the processors that have nothing to do.
         """
         if os.getpid() != self._process:
             raise RuntimeError("this process was forked after the model was loaded: load it in each process")
-        batches = [slice(start, start + self.max_batch) for start in range(0, len(crops), self.max_batch)]
+        idle = min(self._free.qsize(), self.processors) if spread else 1
+        size = min(self.max_batch, -(-len(crops) // max(idle, 1)))
+        batches = [slice(start, start + size) for start in range(0, len(crops), size)]
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
             way = self._free.get()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench.published import Decoded, PublishedCLIP4STR, read
 from clip4str import checkpoint
+from clip4str.image import Pixels
 from clip4str.reading import ReadOptions
 from clip4str.recognizer import Recognizer
 from tests.model.golden import (
@@ -129,14 +130,14 @@ def recognizer() -> Recognizer:
 
 
 @pytest.fixture(scope="module")
-def crops(recognizer: Recognizer) -> list[Tensor]:
+def crops(recognizer: Recognizer) -> list[Pixels]:
     """The samples as prepared crops."""
     return [recognizer.prepare(Image.open(path)) for path in sorted(SAMPLES.glob("*.jpg"))]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
 def test_reads_the_samples_as_the_library_does(
-    precision: str, recognizer: Recognizer, crops: list[Tensor]
+    precision: str, recognizer: Recognizer, crops: list[Pixels]
 ) -> None:
     loaded = checkpoint.load("default")
     model = PublishedCLIP4STR.from_state_dict(loaded.state, loaded.config)
@@ -147,6 +148,6 @@ def test_reads_the_samples_as_the_library_does(
 
     for crop, reading in zip(crops, readings, strict=True):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
-            logits = read(model, ((crop / 255 - mean) / std).unsqueeze(0))
+            logits = read(model, ((torch.from_numpy(crop) / 255 - mean) / std).unsqueeze(0))
         assert logits.dtype == torch.float32
         assert text_of(logits[0]) == reading.text

@@ -25,7 +25,8 @@ from clip4str.decoding import Decoded, DecodingOptions
 from clip4str.decoding import decode as run_decoding
 from clip4str.inference import optimize
 from clip4str.model import CLIP4STR
-from clip4str.reading import BranchReading, branch_readings
+from clip4str.reading import BranchReading
+from clip4str.readout import branch_readings
 
 HERE = Path(__file__).parents[1] / "golden"
 FOLDERS = [HERE, *([Path(os.environ["CLIP4STR_GOLDEN_DIR"])] if "CLIP4STR_GOLDEN_DIR" in os.environ else [])]
@@ -122,4 +123,4 @@ def in_folder(path: Path) -> str:
 
 def branch_reading(logits: torch.Tensor, top_k: int = 0) -> tuple[BranchReading, bool]:
     """The reading of one row's logits [T, 95], and whether it never ended."""
-    return branch_readings(logits[None], [top_k])[0]
+    return branch_readings(logits[None].numpy(), [top_k])[0]

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from clip4str.attention import KeyValue
 from clip4str.autoregression import Execution, autoregress, first_eos, speculate
-from clip4str.charset import EOS, allowed_classes
+from clip4str.charset import EOS
 from clip4str.model import Decoder
+from clip4str.tokens import allowed_classes
 from tests.model.golden import build
 
 ROWS, LENGTH = 9, 26

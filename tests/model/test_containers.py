@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from clip4str.containers import read_torchscript
 from tests.model.small import small_model
 
 State = dict[str, Tensor]
+# of a zip archive with parts on two disks
+FORGED_END = bytes(99) + struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2) + b"PK\x05\x06" + bytes(18)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,7 @@ def said_of(path: Path) -> str:
         (b"root:x:0:0:root:/root:/bin/bash\n", "not a readable"),
         (b"PK\x03\x04" + bytes(3000), "not a readable"),
         (b"\x80\x02" + bytes(3000), "not a readable"),
+        (FORGED_END, "not a readable"),
     ],
 )
 def test_other_kinds_of_files(content: bytes, reason: str, suffix: str, tmp_path: Path) -> None:

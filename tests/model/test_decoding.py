@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from clip4str.charset import EOS, allowed_classes, decode, encode
+from clip4str.charset import EOS, decode
 from clip4str.config import VARIANTS
 from clip4str.decoding import Decoded, DecodingOptions, refine
 from clip4str.decoding import decode as run_decoding
 from clip4str.model import CLIP4STR, init_decoder
+from clip4str.tokens import allowed_classes, encode
 
 
 @pytest.fixture(scope="module")

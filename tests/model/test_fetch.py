@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import struct
 import threading
 import time
 from pathlib import Path
@@ -160,6 +161,16 @@ def test_what_is_no_archive_is_not_kept(site: Site, tmp_path: Path) -> None:
         fetch_web(site, tmp_path, sha256=None)
     assert not list(tmp_path.glob("model.ckpt*.part"))
     assert not (tmp_path / "model.ckpt").exists()
+
+
+def test_an_archive_with_a_forged_end_is_not_kept(site: Site, tmp_path: Path) -> None:
+    """Parts on other disks, of which zipfile complains in its own way."""
+    site.content = CONTENT + struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2) + b"PK\x05\x06" + bytes(18)
+    with pytest.raises(
+        FetchError, match=r"^some: what its host sent is no checkpoint \(not a zip archive\)$"
+    ):
+        fetch_web(site, tmp_path, sha256=None)
+    assert not (tmp_path / "model.ckpt.part").exists()
 
 
 def test_another_checksum_than_published(site: Site, tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ from clip4str.charset import (
     character_ids,
     decode,
     decode_caption,
-    encode,
 )
 from clip4str.config import CLIP_MEAN, CLIP_STD, HALF, VARIANTS, ModelConfig
 from clip4str.evaluation import score
 from clip4str.image import prepare
 from clip4str.reading import BranchReading, Reading
+from clip4str.tokens import encode
 from clip4str.towers import tokenize
 from tests.model.golden import (
     PROBABILITIES,
@@ -183,7 +183,7 @@ def test_pixels(
         tall, wide = -(-height // small.shape[0]), -(-width // small.shape[1])
         pixels = small.repeat(tall, axis=0).repeat(wide, axis=1)[:height, :width]
         prepared = prepare(Image.fromarray(pixels), tuple(rule["img_size"]))
-        normalised = model.normalize(prepared.unsqueeze(0))[0]
+        normalised = model.normalize(torch.from_numpy(prepared).unsqueeze(0))[0]
         assert normalised.shape == (3, 224, 224)
         assert_close(normalised[:, 3::20, 5::20], arrays[f"{size}_{name}_slice"], 1e-6, size)
         statistics = [normalised.mean(), normalised.std(correction=0), normalised.min(), normalised.max()]

@@ -15,17 +15,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clip4str import stages
 from clip4str.benchmark.flops import flops_per_crop
 from clip4str.benchmark.machine import Ceiling, timed, wait
 from clip4str.benchmark.workload import Workload
 from clip4str.checkpoint import CheckpointError
+from clip4str.image import Pixels
 from clip4str.reading import Reading, ReadOptions
 from clip4str.recognizer import Recognizer
 
-STAGES = ("preprocess", "encode", "visual", "caption", "cross_modal", "refine", "postprocess")
+STAGES = ("preprocess", *stages.STAGES)
 _SECONDS = 3.0  # that each figure is measured for, at least
 _ROUNDS = 5  # at least
 
@@ -106,7 +109,7 @@ def measure(
     def ours() -> object:
         return recognizer.read_prepared(crops, options)
 
-    stacked = torch.stack(crops)
+    stacked = torch.from_numpy(np.stack(crops))
     if baseline is None:
         latencies, others = [timed(ours, device) for _ in _rounds()], []
     else:
@@ -159,12 +162,12 @@ def _work_of(readings: list[Reading]) -> tuple[float, float]:
     return steps, len({reading.visual.text for reading in readings}) / len(readings)
 
 
-def _throughput(recognizer: Recognizer, crops: list[Tensor], device: torch.device) -> float:
+def _throughput(recognizer: Recognizer, crops: list[Pixels], device: torch.device) -> float:
     """Crops per second with as many callers as are served side by side."""
     options = [ReadOptions()] * len(crops)
 
     def caller(_: int) -> list[list[Reading]]:
-        return [recognizer.read_prepared(crops, options) for _ in range(_ROUNDS)]
+        return [recognizer.read_prepared(crops, options, spread=callers == 1) for _ in range(_ROUNDS)]
 
     callers = recognizer.batches_in_flight
     with ThreadPoolExecutor(callers) as pool:
@@ -187,22 +190,20 @@ def _stages(recognizer: Recognizer, images: list[Any], device: torch.device) -> 
     """
     rounds = []
     for _ in _rounds():
-        spent: dict[int, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STAGES, 0.0))
+        spent: dict[str, dict[int, float]] = {name: defaultdict(float) for name in stages.STAGES}
 
         @contextmanager
-        def stage(name: str, spent: dict[int, dict[str, float]] = spent) -> Iterator[None]:
+        def stage(name: str, spent: dict[str, dict[int, float]] = spent) -> Iterator[None]:
             wait(device)
             started = time.perf_counter()
             yield
             wait(device)
-            spent[threading.get_ident()][name] += time.perf_counter() - started
+            spent[name][threading.get_ident()] += time.perf_counter() - started
 
         started = time.perf_counter()
         crops = [recognizer.prepare(image) for image in images]
-        prepared = time.perf_counter()
+        prepared = time.perf_counter() - started
         recognizer.read_prepared(crops, [ReadOptions()] * len(crops), stage)
-        ended = time.perf_counter()
-        parts = {name: statistics.fmean(each[name] for each in spent.values()) for name in STAGES}
-        rest = ended - prepared - sum(parts.values())
-        rounds.append(parts | {"preprocess": prepared - started, "postprocess": rest})
+        parts = {name: statistics.fmean(of_threads.values()) for name, of_threads in spent.items()}
+        rounds.append({"preprocess": prepared, **parts})
     return {name: statistics.median(parts[name] for parts in rounds) for name in STAGES}

@@ -241,7 +241,7 @@ class _FileReader:
                 image = augment(
                     image, np.random.default_rng(_key(self._seed, _AUGMENTATION, self._index, number))
                 )
-            yield prepare(image, self._size), words.labels[word]
+            yield torch.from_numpy(prepare(image, self._size)), words.labels[word]
 
     def _word(self, number: int) -> int:
         epoch, place = divmod(number, int(self._ends[-1]))

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from clip4str.charset import PAD, encode
+from clip4str.charset import PAD
 from clip4str.containers import explained, written
 from clip4str.hardware import keep_freed_memory
 from clip4str.runtime import keep_precise
 from clip4str.synth.stream import WordBatch
+from clip4str.tokens import encode
 from clip4str.training.means import Means
 from clip4str.training.network import Model, Network
 from clip4str.training.objective import permutations, target_count

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -15,7 +16,8 @@ from clip4str.datasets import DatasetError, open_set
 from clip4str.evaluation import evaluate
 from clip4str.image import prepare
 from clip4str.model import CLIP4STR
-from clip4str.reading import Reading, branch_readings
+from clip4str.reading import Reading
+from clip4str.readout import branch_readings
 from clip4str.recognizer import Recognizer
 from clip4str.training.adapters import AdapterModel, decode, save_adapter_model
 
@@ -31,11 +33,11 @@ class AdapterReader:
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
         """As `Recognizer.read`."""
         size = self._model.config.vision.image_size
-        pixels = torch.stack([prepare(image, size) for image in images])
+        pixels = torch.from_numpy(np.stack([prepare(image, size) for image in images]))
         logits = decode(self._model, self._model.normalize(pixels))
         return [
             Reading(branch, branch, truncated)
-            for branch, truncated in branch_readings(logits.cpu(), [0] * len(images))
+            for branch, truncated in branch_readings(logits.cpu().numpy(), [0] * len(images))
         ]
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clip4str import towers
-from clip4str.charset import allowed_classes
 from clip4str.checkpoint import infer_config
 from clip4str.config import VARIANTS
+from clip4str.tokens import allowed_classes
 from clip4str.training.adapters import (
     AdapterConfig,
     AdapterModel,

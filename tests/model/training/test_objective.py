@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip4str.charset import ALPHANUMERIC_LOWER, PAD, adapt, decode_caption, encode
+from clip4str.charset import ALPHANUMERIC_LOWER, PAD, adapt, decode_caption
 from clip4str.model import CLIP4STR
+from clip4str.tokens import encode
 from clip4str.training.freezing import freeze
 from clip4str.training.objective import (
     Losses,

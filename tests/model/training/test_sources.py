@@ -113,7 +113,7 @@ def test_a_batch_holds_prepared_crops_and_their_labels(data: Path) -> None:
     for batch in read([files(data / "b", augment=False)], 2):
         assert (batch.images.shape, batch.images.dtype) == ((6, 3, *SIZE), torch.uint8)
         for image, label in zip(batch.images, batch.labels, strict=True):
-            assert torch.equal(image, prepare(pixels(int(label.removeprefix("b"))), SIZE))
+            assert torch.equal(image, torch.from_numpy(prepare(pixels(int(label.removeprefix("b"))), SIZE)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
