@@ -155,6 +155,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client is there."""
         super().connection_made(transport)
+        self._socket: socket.socket = transport.get_extra_info("socket")
         self._enter(_Phase.IDLE)
         self._timer = self.loop.call_later(self._tick, self._look)
         if len(self.connections) > self._limits.max_connections:
@@ -170,7 +171,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Bytes, for the parser; in pieces that it cannot take more than MAX_HEAD_BYTES of without our notice."""
         self._heard_at = self.loop.time()
         start = 0
-        while start < len(data) and not self._deaf:
+        while start < len(data) and not (self._deaf or self.transport.is_closing()):
             piece = data[start : start + MAX_HEAD_BYTES - self._overhead]
             start += len(piece)
             self._useful = False
@@ -238,7 +239,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _stuck(self, now: float) -> bool:
         """Whether the client has taken nothing of what is there for it for long, as far as samples tell."""
-        unsent = self.transport.get_write_buffer_size() + _unsent(self.transport)
+        unsent = _unsent(self._socket)
         if unsent != self._unsent or not (unsent or self.transport.is_closing()):
             self._unsent, self._unsent_since = unsent, now
         return now - self._unsent_since >= self._limits.write_timeout
@@ -325,10 +326,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._server.refused(error)
 
 
-def _unsent(transport: asyncio.Transport) -> int:
-    """Bytes that the kernel holds for the client. It holds megabytes: without them a slow one would seem to stand."""
-    descriptor = transport.get_extra_info("socket").fileno()
-    return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+def _unsent(connection: socket.socket) -> int:
+    """Bytes of answers that the kernel still holds; as long as there are more, it holds some."""
+    try:
+        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):  # closed by now
+        return 0
 
 
 def _invalid(field: str, description: str) -> InvalidRequestError:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -139,11 +139,17 @@ class Door:
         finally:
             await client.leave()
 
+    async def until_ended(self, calls: int) -> None:
+        """Returns when the application is done with so many calls."""
+        async with asyncio.timeout(PATIENT):
+            while self.app.ended < calls:  # noqa: ASYNC110 (it raises no event)
+                await asyncio.sleep(0.01)
+
     async def until_empty(self) -> None:
         """Returns when no connection is left; the test fails if that takes long."""
         async with asyncio.timeout(PATIENT):
             server = self.server
-            while server.open_connections or server.lingering or server.server_state.tasks:  # noqa: ASYNC110
+            while server.open_connections or server.lingering or server.server_state.tasks:  # noqa: ASYNC110 (likewise)
                 await asyncio.sleep(0.01)
 
 
@@ -151,11 +157,11 @@ class Doors:
     """Servers that differ in their limits, each started when it is first asked for: to stop one takes a while."""
 
     def __init__(self) -> None:
-        self._doors: dict[tuple[tuple[str, float], ...], tuple[Door, asyncio.Task[None]]] = {}
+        self._doors: dict[Hashable, tuple[Door, asyncio.Task[None]]] = {}
 
     async def open(self, tls: ssl.SSLContext | None = None, **changes: float) -> Door:
         """A server with patient limits but for `changes`, and an application that knows of no calls."""
-        key = tuple(sorted(changes.items()))
+        key = tls, *sorted(changes.items())
         if key not in self._doors:
             self._doors[key] = await _started(tls, changes)
         opened, _ = self._doors[key]
