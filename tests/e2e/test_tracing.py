@@ -15,6 +15,7 @@ from tests.service.otlp import Collector, Received, collector
 JPEG = {"Content-Type": "image/jpeg"}
 METHOD = "clip4str.v1.RecognitionService/Recognize"
 PARENT = "00f067aa0ba902b7"
+SLACK = 5_000_000  # ns: each process tells the wall's time from the monotonic one by itself
 
 
 @pytest.fixture(scope="module")
@@ -34,38 +35,52 @@ def traced(collected: Collector) -> Iterator[RunningService]:
         yield running
 
 
-def spans(collected: Collector, trace_id: str, root: str) -> dict[str, Received]:
-    """A trace of one batch, by the names of its spans, once all of it has arrived."""
-    whole = {root, "decode", "queue", "batch", "encode", "visual", "cross_modal"}
-    collected.wait_until(lambda: whole <= {each.span.name for each in collected.trace(trace_id)})
-    return {each.span.name: each for each in collected.trace(trace_id)}
+def check(collected: Collector, trace_id: str, root: str, crops: int) -> Received:
+    """Who stands below whom, from which process, and whether times are in order. Returns the request's span.
 
+    The crops of a request may be read in several batches.
+    """
 
-def check(found: dict[str, Received], root: str, crops: int) -> None:
-    """Who stands below whom, from which process, and whether the times are in order."""
-    request, decode, queue, batch, encode = [
-        found[name] for name in (root, "decode", "queue", "batch", "encode")
-    ]
+    def named(name: str) -> list[Received]:
+        return [each for each in collected.trace(trace_id) if each.span.name == name]
+
+    def counted(name: str, attribute: str) -> int:
+        return sum(int(each.attributes[attribute]) for each in named(name))
+
+    collected.wait_until(
+        lambda: (
+            named(root) != []
+            and counted("batch", "clip4str.batch_size") == counted("decode", "clip4str.crops") == crops
+            and len(named("encode")) == len(named("batch")) == len(named("queue"))
+        )
+    )
+    (request,) = named(root)
     assert request.span.parent_span_id.hex() == PARENT
-    for each in (decode, queue, batch):
-        assert each.span.parent_span_id == request.span.span_id
-    assert encode.span.parent_span_id == batch.span.span_id
-    assert batch.links == {request.span.span_id.hex()}
-    assert queue.links == {batch.span.span_id.hex()}
-    assert request.resource["clip4str.process"] == decode.resource["clip4str.process"] == "frontend-0"
-    assert queue.resource["clip4str.process"] == batch.resource["clip4str.process"] == "supervisor"
+    assert request.resource["clip4str.process"] == "frontend-0"
     assert request.attributes["clip4str.crops"] == crops
-    assert str(batch.attributes["clip4str.revision"]).startswith("sha256:")
-    assert batch.attributes["clip4str.batch_size"] == queue.attributes["clip4str.crops"] == crops
-    slack = 5_000_000  # ns: two processes tell the wall's time from the monotonic one
-    times = [
-        request.span.start_time_unix_nano,
-        decode.span.start_time_unix_nano,
-        queue.span.start_time_unix_nano,
-    ]
-    times += [batch.span.start_time_unix_nano, batch.span.end_time_unix_nano, request.span.end_time_unix_nano]
-    assert all(first < second + slack for first, second in pairwise(times))
-    assert encode.span.end_time_unix_nano <= batch.span.end_time_unix_nano + slack
+    for decode in named("decode"):
+        assert decode.span.parent_span_id == request.span.span_id
+        assert decode.resource["clip4str.process"] == "frontend-0"
+    queues = {span_id: queue for queue in named("queue") for span_id in queue.links}
+    stages = {encode.span.parent_span_id.hex(): encode for encode in named("encode")}
+    for batch in named("batch"):
+        queue, encode = queues[batch.span.span_id.hex()], stages[batch.span.span_id.hex()]
+        assert batch.resource["clip4str.process"] == "supervisor"
+        assert batch.span.parent_span_id == queue.span.parent_span_id == request.span.span_id
+        assert batch.links == {request.span.span_id.hex()}
+        assert str(batch.attributes["clip4str.revision"]).startswith("sha256:")
+        assert batch.attributes["clip4str.batch_size"] == queue.attributes["clip4str.crops"]
+        in_order = [
+            request.span.start_time_unix_nano,
+            queue.span.start_time_unix_nano,
+            batch.span.start_time_unix_nano,
+            encode.span.start_time_unix_nano,
+            encode.span.end_time_unix_nano,
+            batch.span.end_time_unix_nano,
+            request.span.end_time_unix_nano,
+        ]
+        assert all(first < second + SLACK for first, second in pairwise(in_order))
+    return request
 
 
 def test_rest(traced: RunningService, collected: Collector, exit_sign: Sample) -> None:
@@ -73,10 +88,8 @@ def test_rest(traced: RunningService, collected: Collector, exit_sign: Sample) -
     headers = {**JPEG, "traceparent": f"00-{trace_id}-{PARENT}-01"}
     address = f"{traced.http}/v1/recognize"
     httpx.post(address, content=exit_sign.content, headers=headers).raise_for_status()
-    root = "POST /v1/recognize"
-    found = spans(collected, trace_id, root)
-    check(found, root, crops=1)
-    assert found[root].attributes["http.response.status_code"] == httpx.codes.OK
+    request = check(collected, trace_id, "POST /v1/recognize", crops=1)
+    assert request.attributes["http.response.status_code"] == httpx.codes.OK
 
 
 def test_grpc(traced: RunningService, collected: Collector, samples: list[Sample]) -> None:
@@ -88,9 +101,8 @@ def test_grpc(traced: RunningService, collected: Collector, samples: list[Sample
             metadata=(("traceparent", f"00-{trace_id}-{PARENT}-01"),),
             timeout=60,
         )
-    found = spans(collected, trace_id, METHOD)
-    check(found, METHOD, crops=2)
-    assert found[METHOD].attributes["rpc.response.status_code"] == "OK"
+    request = check(collected, trace_id, METHOD, crops=2)
+    assert request.attributes["rpc.response.status_code"] == "OK"
 
 
 def test_callers_that_are_not_traced_have_no_spans(
