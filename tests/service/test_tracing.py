@@ -1,17 +1,13 @@
-"""Traces: which requests have one, what it holds, and that nobody waits for the collector."""
+"""Traces: which requests have one, and what it holds."""
 
-import logging
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from clip4str_service import span_export
 from clip4str_service.tracing import (
     NO_SPAN,
     BatchTracing,
@@ -274,75 +270,6 @@ def test_traceparent_leads_from_process_to_process(process: Process) -> None:
     assert (f"{parent.trace_id:032x}", parent.trace_flags.sampled) == (TRACE, True)
 
 
-def test_variables_of_the_sdk_name_the_service_and_its_password(
-    collected: Collector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "words")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20a-password")
-    process = Process(collected.address)
-    process.requests.rpc("a/B", None).end_rpc("OK", "ok", 1)
-    process.tracing.close()
-    assert collected.span("a/B").resource["service.name"] == "words"
-    assert collected.headers[0]["authorization"] == "Bearer a-password"
-
-
-def test_spans_are_sent_while_the_service_runs(monkeypatch: pytest.MonkeyPatch, collected: Collector) -> None:
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
-    process = Process(collected.address)
-    process.requests.rpc("a/B", None).end_rpc("OK", "ok", 1)
-    collected.wait_until(lambda: bool(collected.spans("a/B")))
-    process.tracing.close()
-
-
-def test_collector_that_is_down_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.05")
-    forget_news()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    process = Process(address)
-    for _ in range(10):
-        process.requests.rpc("a/B", None).end_rpc("OK", "ok", 1)
-        time.sleep(0.02)
-    process.tracing.close()
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-
-
-def test_queue_that_is_full_costs_spans_and_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, collected: Collector
-) -> None:
-    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
-    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8")
-    forget_news()
-    collected.pause = 0.2
-    process = Process(collected.address)
-    started = time.monotonic()
-    for _ in range(200):
-        process.requests.rpc("a/B", None).end_rpc("OK", "ok", 1)
-    assert time.monotonic() - started < collected.pause
-    process.tracing.close()
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert 8 <= len(collected.spans("a/B")) < 200
-
-
-def test_end_does_not_wait_for_a_collector_that_hangs(
-    monkeypatch: pytest.MonkeyPatch, collected: Collector
-) -> None:
-    monkeypatch.setattr(span_export, "_CLOSE_SECONDS", 0.1)
-    collected.pause = 1.0
-    process = Process(collected.address)
-    process.requests.rpc("a/B", None).end_rpc("OK", "ok", 1)
-    started = time.monotonic()
-    process.tracing.close()
-    assert time.monotonic() - started < 0.9
-    for thread in threading.enumerate():  # they end by themselves, before the collector does
-        if thread.name in ("spans", "OtelBatchSpanRecordProcessor"):
-            thread.join(10)
-
-
 @pytest.mark.parametrize("endpoint", ["http://collector:4318", "https://[::1]:4318/otlp", "http://collector"])
 def test_endpoint(endpoint: str) -> None:
     assert check_endpoint(endpoint) == endpoint
@@ -365,11 +292,3 @@ def test_what_is_no_endpoint(endpoint: str, reason: str) -> None:
         check_endpoint(endpoint)
     assert "\n" not in str(caught.value)
     assert "password@" not in str(caught.value)
-
-
-def forget_news() -> None:
-    """What another test's collector did is no old news."""
-    for name in span_export._LOGGERS:
-        for each in list(logging.getLogger(name).filters):
-            if isinstance(each, span_export._Rarely):
-                logging.getLogger(name).removeFilter(each)
