@@ -19,6 +19,12 @@ def collected() -> Iterator[Collector]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent at the end arrives, however busy the machine is."""
+    monkeypatch.setattr(span_export, "_CLOSE_SECONDS", 20)
+
+
 def trace(tracing: Tracing) -> None:
     """One request."""
     RequestTracing(tracing.tracer, 1.0).rpc("a/B", None).end_rpc("OK", "ok", 1)
@@ -67,12 +73,11 @@ def test_queue_that_is_full_costs_spans_and_is_told_once(
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "8")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8")
     forget_news()
-    collected.pause = 0.2
+    collected.gate.clear()
     tracing = Tracing(collected.address, "frontend-0")
-    started = time.monotonic()
-    for _ in range(200):
+    for _ in range(200):  # none of which waits
         trace(tracing)
-    assert time.monotonic() - started < collected.pause
+    collected.gate.set()
     tracing.close()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert 8 <= len(collected.spans("a/B")) < 200
@@ -82,12 +87,12 @@ def test_end_does_not_wait_for_a_collector_that_hangs(
     monkeypatch: pytest.MonkeyPatch, collected: Collector
 ) -> None:
     monkeypatch.setattr(span_export, "_CLOSE_SECONDS", 0.1)
-    collected.pause = 1.0
+    collected.gate.clear()
     tracing = Tracing(collected.address, "frontend-0")
     trace(tracing)
-    started = time.monotonic()
     tracing.close()
-    assert time.monotonic() - started < 0.9
+    assert not collected.spans("a/B")
+    collected.gate.set()
     for thread in threading.enumerate():  # they end by themselves, before the collector does
         if thread.name in ("spans", "OtelBatchSpanRecordProcessor"):
             thread.join(10)

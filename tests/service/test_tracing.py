@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from clip4str_service import span_export
 from clip4str_service.tracing import (
     NO_SPAN,
     BatchTracing,
@@ -27,6 +28,12 @@ UNSAMPLED = f"00-{TRACE}-{PARENT}-00"
 
 BATCH: dict[str, str | int] = {"batch_size": 3, "device": "cpu", "revision": "sha256:1"}
 STAGES = {"encode": 0.25, "visual": 0.5, "inference": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent at the end arrives, however busy the machine is."""
+    monkeypatch.setattr(span_export, "_CLOSE_SECONDS", 20)
 
 
 class Process:
