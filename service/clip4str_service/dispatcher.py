@@ -17,6 +17,7 @@ from clip4str_service.batcher import (
     Admission,
     BatcherClosedError,
     BatcherFullError,
+    DeadlineUnmeetableError,
     ItemExpiredError,
     ItemWithdrawnError,
     Place,
@@ -78,7 +79,7 @@ class Dispatcher:
             call.admission = generation.batcher.admit(
                 order.sizes, urgent=order.urgent, deadline=order.deadline, tenant=order.tenant, owner=call
             )
-        except BatcherFullError as full:
+        except (BatcherFullError, DeadlineUnmeetableError) as full:
             self._limits.refund(order.tenant, crops)
             self._observer.refused("shed", crops)
             raise OverloadedError(str(full), retry_after=full.retry_after) from None

@@ -173,6 +173,8 @@ class Engine:
         give_up = (arrived or loop.time()) + (options.timeout_ms or self._settings.default_timeout_ms) / 1000
         if deadline is not None:
             give_up = min(give_up, deadline)
+        if give_up <= loop.time():
+            raise DeadlineExceededError("the deadline of the call passed")
         call = Call(len(crops), deliver, give_up, deadline, self._metrics)
         span = current_span.get()
         ticket = call.ticket = await self._hub.admit(
@@ -289,9 +291,13 @@ def _prepared(
     if preparing.cancelled():  # the pool was given up, and so is the front end
         return
     span.record("decode", started, monotonic(), len(chunk))
+    fault = preparing.exception()
+    if fault is not None:
+        log.error("crops could not be prepared", exc_info=fault)
+    results = [InternalError("the image could not be prepared")] * len(chunk) if fault else preparing.result()
     ready: list[int] = []
     digests: list[bytes] = []
-    for index, result in zip(chunk, preparing.result(), strict=True):
+    for index, result in zip(chunk, results, strict=True):
         if isinstance(result, ServiceError):
             ticket.fail(index, result)
         else:

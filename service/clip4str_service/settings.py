@@ -159,7 +159,6 @@ class Settings(BaseSettings):
             ("max_crops", "queue_crops"),
             ("max_crop_bytes", "max_request_bytes"),
             ("max_request_bytes", "queue_bytes"),
-            ("stream_crops", "queue_crops"),
         ):
             if getattr(self, inner) > getattr(self, outer):
                 raise ValueError(f"{inner} must not exceed {outer}: such a request could never be accepted")

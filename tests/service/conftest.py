@@ -9,15 +9,16 @@ from tests.service.rest_service import Service
 
 @pytest.fixture
 async def cold() -> AsyncIterator[Service]:
-    """A service whose engine was not started."""
+    """A service whose model is not loaded."""
     service = Service()
+    await service.stage.connect()
     async with service.http:
         yield service
-    await service.engine.drain()
-    await service.engine.stop()
+    service.stage.worker.gate.set()
+    await service.stage.stop()
 
 
 @pytest.fixture
 async def service(cold: Service) -> Service:
-    await cold.engine.start()
+    await cold.stage.load()
     return cold

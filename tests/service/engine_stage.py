@@ -67,7 +67,9 @@ class Stage:
         """Front end and supervisor hear each other; no model is loaded."""
         ours, theirs = socket.socketpair()
         connecting = asyncio.create_task(self.hub.connect(theirs))
-        self._channel: Channel[FromFrontend] = await open_channel(ours, FromFrontend, self._told, lambda: None)
+        self._channel: Channel[FromFrontend] = await open_channel(
+            ours, FromFrontend, self._told, lambda: None
+        )
         self.peer = Peer(self.dispatcher, self._channel.send)
         self._channel.send(wire.Frontend("frontend-0", b"", 0, 0))
         await connecting
@@ -123,6 +125,12 @@ class Stage:
         """Returns when so many crops are in running batches."""
         while self.running != crops:  # noqa: ASYNC110 (the batcher raises no event)
             await asyncio.sleep(0.001)
+
+    async def until_prepared(self, crops: int) -> None:
+        """Returns when so many crops, of all, wait or were run."""
+        while self.value("stage_duration_seconds_count", stage="preprocess") != crops:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
 
     async def until_queued(self, crops: int) -> None:
         """Returns when so many crops are accepted and in no batch yet."""

@@ -79,6 +79,7 @@ class PixelWorker:
     async def start(self) -> Loaded:
         if self._failure:
             raise WorkerStartError(self._failure)
+        self.gone.clear()
         return Loaded(MODEL, 1, 1, 4096)
 
     def share(self, slots: Slots) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 import httpx
 from pydantic import BaseModel
 
-from clip4str_service.engine import Engine
-from clip4str_service.metrics import Metrics
+from clip4str_service.gate import Gate
+from clip4str_service.intake import Intake
 from clip4str_service.rest import create_app
 from clip4str_service.schemas import RecognizeAnswer, ResponseProblemBody
 from clip4str_service.settings import Settings
-from tests.service.pixel_worker import PixelWorker, settings
+from clip4str_service.tracing import RequestTracing
+from tests.service.engine_stage import Stage
+from tests.service.pixel_worker import settings
 
 PNG = {"Content-Type": "image/png"}
 LIMITS = settings(max_crop_bytes=2000, max_request_bytes=10_000, max_crops=4)
@@ -21,10 +23,16 @@ class Service:
     """A REST application and a client for it, in this process."""
 
     def __init__(self, limits: Settings = LIMITS) -> None:
-        self.metrics = Metrics()
-        self.worker = PixelWorker()
-        self.engine = Engine(self.worker, limits, self.metrics)
-        app = create_app(self.engine, limits, self.metrics)
+        self.stage = Stage(limits)
+        self.intake = Intake(limits.queue_bytes)
+        app = create_app(
+            self.stage.engine,
+            Gate(limits.api_keys_file),
+            self.intake,
+            limits,
+            self.stage.metrics,
+            RequestTracing(None, 1.0),
+        )
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
     async def recognize(self, **request: Any) -> httpx.Response:
