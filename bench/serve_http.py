@@ -1,0 +1,117 @@
+"""The bench's HTTP client: ready requests over kept-alive connections, with as little work as can be.
+
+It shares the machine with what it measures, so it knows no more of HTTP/1.1 than that takes: answers that say how
+long they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
+
+
+class BrokenAnswerError(Exception):
+    """The server hung up before its answer ended, or did not say how long it is."""
+
+
+class Response(NamedTuple):
+    """An answer. `head`: its status line and header fields, in lower case."""
+
+    status: int
+    head: bytes
+    body: bytes
+
+
+class HttpClient:
+    """Connections to one server, as many as there are requests at a time."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._idle: list[_Connection] = []
+
+    async def send(self, request: bytes) -> Response:
+        """The answer to a request as `post` makes it. Raises OSError, BrokenAnswerError."""
+        connection = await self._connection()
+        try:
+            response = await connection.exchange(request)
+        except BaseException:  # cancelled: what is still to come would answer nobody
+            connection.close()
+            raise
+        self._idle.append(connection)
+        return response
+
+    def close(self) -> None:
+        """Hang up."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open:
+                return connection
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(_Connection, self._host, self._port)
+        return connection
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, one request at a time."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._answer: asyncio.Future[Response] | None = None
+
+    async def exchange(self, request: bytes) -> Response:
+        if self._transport is None or not self.open:
+            raise BrokenAnswerError("the server hung up")
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        self.open = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            self._transport, self.open = transport, True
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        end = self._received.find(_END)
+        if end < 0 or self._answer is None or self._answer.done():
+            return
+        head = bytes(self._received[:end]).lower()
+        length = _LENGTH.search(head)
+        if length is None:
+            self._answer.set_exception(BrokenAnswerError(f"an answer without a length: {head[:80]!r}"))
+            return
+        body = bytes(self._received[end + len(_END) :])
+        if len(body) >= int(length[1]):
+            self._received.clear()
+            self.open = self.open and b"\r\nconnection: close" not in head
+            self._answer.set_result(Response(int(head[9:12]), head, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(BrokenAnswerError(f"the server hung up: {exc or 'no answer came'}"))
+
+
+def post(url: str, content_type: str, body: bytes) -> bytes:
+    """A request with all its bytes."""
+    parts = urlsplit(url)
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    head = f"POST {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {content_type}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
