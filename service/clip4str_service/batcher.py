@@ -1,334 +1,347 @@
-"""Gathers single items of many callers into batches for one runner. Knows nothing but asyncio.
+"""Gathers single items of many callers into batches for whoever runs them. Knows nothing but asyncio.
 
-A caller first takes places for its items (`admit`), so that what cannot be served is refused before any work
-is spent on it; then it prepares each item and submits it to its place. A batch is sealed late: only when the
-runner is free, and then from whoever waits at that moment. It waits for more, at most `max_delay` from the
-oldest waiting item on, only while it is not full and admitted items are still being prepared.
+A caller first takes places for its items (`admit`), so that what cannot be served is refused before any work is
+spent on it; then it prepares each item and submits it to its place. Runners take batches (`take`) and bring the
+outcomes (`finish`), or die (`give_back`). A batch is sealed late: only when a runner waits for one, and then from
+whoever waits at that moment. It waits for more, at most `max_delay` from the oldest waiting item on, only while it
+is not full and admitted items are still being prepared.
 
-Urgent items go first, yet of every `BULK_EVERY` items one is not urgent as long as such an item waits.
+The rules are in `batching`: who may come in (`gate`, `room`), whose turn it is (`line`, `turns`), when a batch is due
+(`takers`), what can be done in time (`forecast`, `cost`). Here is what happens to a place, from admission to outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Generic, Literal, Protocol, TypeVar, cast
+import sys
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+from clip4str_service.batching.cost import Cost
+from clip4str_service.batching.forecast import Runner
+from clip4str_service.batching.gate import (
+    BatcherFullError,
+    Bounds,
+    DeadlineUnmeetableError,
+    Gate,
+    RefusedError,
+)
+from clip4str_service.batching.line import Line
+from clip4str_service.batching.memory import Memory
+from clip4str_service.batching.places import (
+    Admission,
+    Batch,
+    DropReason,
+    ItemExpiredError,
+    ItemWithdrawnError,
+    Observer,
+    Outcome,
+    Owner,
+    Place,
+    RunnerDiedError,
+    State,
+    Work,
+)
+from clip4str_service.batching.takers import Taker, Takers
+
+__all__ = [
+    "Admission",
+    "Batch",
+    "Batcher",
+    "BatcherClosedError",
+    "BatcherFullError",
+    "Bounds",
+    "DeadlineUnmeetableError",
+    "DropReason",
+    "ItemExpiredError",
+    "ItemWithdrawnError",
+    "Observer",
+    "Outcome",
+    "Owner",
+    "Place",
+    "RefusedError",
+    "RunnerDiedError",
+    "State",
+    "Work",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-BULK_EVERY = 8
-
-DropReason = Literal["cancelled", "deadline"]
-
-
-class BatcherFullError(Exception):
-    """There is no room for the items; the message says which bound is reached."""
 
 
 class BatcherClosedError(Exception):
     """The batcher takes no more items, or runs no more."""
 
 
-class ItemExpiredError(Exception):
-    """The item's deadline passed before its batch was sealed."""
-
-
-class ItemWithdrawnError(Exception):
-    """The caller took the item back before it had an outcome."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a batcher may hold.
-
-    `max_batch`: items in one batch. `max_delay`: seconds. `max_items`, `max_bytes`: items, and their bytes,
-    that were admitted and have no outcome yet, those in the running batch included.
-    """
-
-    max_batch: int
-    max_delay: float
-    max_items: int
-    max_bytes: int
-
-
-class Observer(Protocol):
-    """Is told what the batcher does."""
-
-    def sealed(self, waits: Sequence[float]) -> None:
-        """A batch was sealed; `waits` holds the seconds that each of its items had waited."""
-
-    def dropped(self, reason: DropReason) -> None:
-        """An admitted item will never run."""
-
-
-class State(IntEnum):
-    """Where an item is on its way."""
-
-    PREPARING = 0
-    WAITING = 1
-    RUNNING = 2
-    SETTLED = 3
-
-
-class Place(Generic[T, R]):
-    """One item's place, from admission to outcome. Times are the event loop's, in seconds, 0 before."""
-
-    __slots__ = (
-        "admission",
-        "finished_at",
-        "item",
-        "nbytes",
-        "outcome",
-        "sealed_at",
-        "state",
-        "submitted_at",
-    )
-
-    def __init__(self, admission: Admission[T, R], nbytes: int) -> None:
-        self.admission = admission
-        self.nbytes = nbytes
-        self.state = State.PREPARING
-        self.item: T | None = None
-        self.outcome: R | Exception = ItemWithdrawnError()
-        self.submitted_at = 0.0
-        self.sealed_at = 0.0
-        self.finished_at = 0.0
-
-
-class Admission(Generic[T, R]):
-    """The places of one caller. `deadline` is a time of the event loop."""
-
-    __slots__ = ("_batcher", "_waiter", "deadline", "open", "places", "urgent")
-
-    def __init__(self, batcher: Batcher[T, R], sizes: Sequence[int], urgent: bool, deadline: float) -> None:
-        self._batcher = batcher
-        self._waiter: asyncio.Future[None] | None = None
-        self.urgent = urgent
-        self.deadline = deadline
-        self.places = [Place(self, nbytes) for nbytes in sizes]
-        self.open = len(sizes)
-
-    def submit(self, index: int, item: T) -> None:
-        """Puts a prepared item in line. Its place must still be open."""
-        self._batcher.submit(self.places[index], item)
-
-    def withdraw(self, index: int) -> None:
-        """Gives back the place of an item that could not be prepared."""
-        self._batcher.withdraw(self.places[index], None)
-
-    def withdraw_all(self, reason: DropReason) -> None:
-        """Gives back every place that has no outcome yet; what runs already runs on, unheeded."""
-        for place in self.places:
-            self._batcher.withdraw(place, reason)
-
-    async def settled(self) -> None:
-        """Returns when no place is open any more. One task at a time."""
-        if self.open:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-
-    def close_one(self) -> None:
-        """Counts one place as settled (for the batcher)."""
-        self.open -= 1
-        if not self.open and self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
 class Batcher(Generic[T, R]):
-    """Bounded, prioritised, late-sealing batches for `run`, which is called with one batch at a time.
+    """Bounded, fair, prioritised, late-sealing batches of items T, whose outcomes are R. Made on its event loop.
 
-    `run` answers a batch with one outcome for each item, in order. When it raises, or answers another number,
-    the items of that batch alone have the exception as their outcome.
+    Nothing runs inside it but a timer: what is done is done when somebody calls. There never are more unreleased
+    items than places that take room, which `Bounds` bounds.
     """
 
     def __init__(
-        self, run: Callable[[list[T]], Awaitable[Sequence[R]]], bounds: Bounds, observer: Observer
+        self, bounds: Bounds, observer: Observer[T, R], sizeof: Callable[[R], int] = sys.getsizeof
     ) -> None:
+        """`sizeof`: the bytes of an outcome, for the cache's bound."""
         self.bounds = bounds
-        self.running = 0
-        self._run = run
         self._observer = observer
-        self._queues: dict[bool, OrderedDict[Place[T, R], None]] = {True: OrderedDict(), False: OrderedDict()}
-        self._preparing = 0
-        self._nbytes = 0
-        self._urgent_in_a_row = 0  # urgent items taken while others waited
-        self._waker: asyncio.Future[None] | None = None
-        self._emptied: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._line: Line[T, R] = Line(observer.released)
+        self._gate = Gate(bounds, self._line)
+        self._takers = Takers(self._line, bounds.max_delay)
+        self._memory = Memory(bounds.cache_bytes, sizeof)
+        self._admissions: dict[Admission[T, R], None] = {}  # whose owner was not told of all outcomes yet
+        self._batches: dict[Batch[T, R], Runner] = {}  # that run
+        self._emptied = asyncio.Event()
+        self._emptied.set()
         self._closed = False
         self._stopped = False
 
     @property
     def queued(self) -> int:
-        """Items that were admitted and are in no batch yet."""
-        return self._preparing + len(self._queues[True]) + len(self._queues[False])
+        """Places that were admitted and whose item is in no batch yet."""
+        return self._line.queued
 
     @property
-    def serving(self) -> bool:
-        """True while batches are run."""
-        return self._task is not None and not self._task.done()
+    def running(self) -> int:
+        """Places whose item is in a batch; of an item that fills none any more, one."""
+        return self._gate.items - self._line.queued
 
-    def start(self) -> None:
-        """Begins to run batches, on the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._serve())
+    @property
+    def items(self) -> int:
+        """Places that take room: those queued and those running."""
+        return self._gate.items
 
-    def admit(self, sizes: Sequence[int], *, urgent: bool, deadline: float) -> Admission[T, R]:
-        """Takes places for items of these sizes in bytes: for all or for none.
+    @property
+    def nbytes(self) -> int:
+        """The bytes of their items."""
+        return self._gate.nbytes
+
+    @property
+    def cost(self) -> Cost:
+        """What batches cost, as learned from those that ran."""
+        return self._gate.forecast.cost
+
+    def retry_after(self) -> float:
+        """Seconds, from 0.05 to 60, after which what waits now will have been run; 1 while that is not known."""
+        return self._gate.back_after(self._line.waiting + self._line.preparing, self._loop.time())
+
+    def admit(
+        self, sizes: Sequence[int], *, urgent: bool, deadline: float, tenant: str, owner: Owner[T, R]
+    ) -> Admission[T, R]:
+        """Takes places for items of these sizes in bytes, one at least: for all or for none.
+
+        Args:
+            deadline: of the outcomes, as a time of the event loop.
+            tenant: on whose account; tenants share room and turns fairly.
 
         Raises:
             BatcherClosedError: `close` was called.
-            BatcherFullError: a bound would be exceeded.
+            BatcherFullError: a bound would be exceeded, or others' fair part of the room be taken.
+            DeadlineUnmeetableError: by what waits before them and what batches cost, there is no time for them.
         """
         if self._closed:
-            raise BatcherClosedError
-        items = self.queued + self.running + len(sizes)
-        nbytes = self._nbytes + sum(sizes)
-        if items > self.bounds.max_items:
-            raise BatcherFullError(f"the queue has room for {self.bounds.max_items} items")
-        if nbytes > self.bounds.max_bytes:
-            raise BatcherFullError(f"the queue has room for {self.bounds.max_bytes} bytes")
-        self._preparing += len(sizes)
-        self._nbytes = nbytes
-        return Admission(self, sizes, urgent, deadline)
+            raise BatcherClosedError("the batcher takes no more items")
+        nbytes = sum(sizes)
+        now = self._loop.time()
+        self._gate.check(len(sizes), nbytes, urgent=urgent, deadline=deadline, tenant=tenant, now=now)
+        admission = Admission(sizes, urgent, deadline, tenant, owner)
+        self._gate.enter(admission, nbytes)
+        self._line.expect(admission)
+        self._admissions[admission] = None
+        self._emptied.clear()
+        return admission
 
-    def submit(self, place: Place[T, R], item: T) -> None:
-        """Puts the item of an open place in line, or expires it at once."""
-        now = asyncio.get_running_loop().time()
-        self._preparing -= 1
+    def submit(self, place: Place[T, R], item: T, key: Hashable | None) -> None:
+        """Puts the item of a place in line. If the place has its outcome already, the item is released at once.
+
+        Args:
+            key: what the outcome depends on. An item is not run if one of the same key waits or runs, or if the
+                outcome of one before is still known: its place gets that outcome. None: it is run in any case.
+        """
+        if place.state is not State.PREPARING:
+            self._observer.released(item)
+            return
+        now = self._loop.time()
         place.submitted_at = now
-        if self._stopped:
-            self._settle(place, BatcherClosedError())
-        elif place.admission.deadline <= now:
-            self._settle(place, ItemExpiredError())
-            self._observer.dropped("deadline")
+        if place.admission.deadline <= now:
+            self._observer.released(item)
+            self._line.leave(place)
+            self._expire([place])
+        elif key is not None and key in self._memory:
+            self._observer.released(item)
+            self._line.leave(place)
+            place.sealed_at = place.finished_at = now
+            self._settle(place, self._memory.recall(key))
+            self._tell([place])
         else:
-            place.item = item
-            place.state = State.WAITING
-            self._queues[place.admission.urgent][place] = None
-        self._wake()
+            self._free_vacated(self._line.put(place, item, key, now))  # the newcomer's room is enough
+        self._takers.look(now)
 
     def withdraw(self, place: Place[T, R], reason: DropReason | None) -> None:
-        """Gives a place back, unless its item runs or has an outcome. `reason` is told to the observer."""
-        if place.state is State.PREPARING:
-            self._preparing -= 1
-        elif place.state is State.WAITING:
-            del self._queues[place.admission.urgent][place]
-        else:
+        """Gives a place back, unless it has its outcome.
+
+        An item that waits for nobody else goes; one that runs, runs on. `reason` is told to the observer if the
+        place was still queued.
+        """
+        if place.state is State.SETTLED:
             return
-        self._settle(place, place.outcome)
-        if reason is not None:
+        runs = place.state is State.RUNNING
+        if reason is not None and not runs:
             self._observer.dropped(reason)
-        self._wake()
+        self._line.leave(place)
+        vacates = runs and not place.work.places
+        if vacates:
+            place.work.vacated = place
+        self._settle(place, ItemWithdrawnError("the place was given back"), keep_room=vacates)
+        self._tell([place])
+        self._takers.look(self._loop.time())
+
+    async def take(self, runner: Hashable, limit: int | None = None) -> Batch[T, R]:
+        """The next batch for a runner, of `limit` items at most; returns when it is due, and seals it then.
+
+        While several runners wait, each takes its part of what waits; takers of the same runner do not share. A
+        taker that is cancelled loses nothing.
+
+        Raises:
+            BatcherClosedError: the batcher was stopped.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"a batch holds at least one item, not {limit}")
+        limit = min(limit or self.bounds.max_batch, self.bounds.max_batch)
+        taker = Taker(runner, self._gate.forecast.runner(runner, limit), limit)
+        self._takers.add(taker)
+        try:
+            await asyncio.sleep(0)  # runners that become free together share what waits
+            while not self._stopped:
+                await taker.due()
+                batch = self._seal(taker)
+                if batch is not None:
+                    return batch
+                self._takers.look(self._loop.time())
+            raise BatcherClosedError("the batcher runs no more items")
+        finally:
+            self._takers.remove(taker)
+
+    def finish(self, batch: Batch[T, R], outcomes: Sequence[Outcome[R]]) -> None:
+        """Gives the items of a batch their outcomes, in order; of any other number of outcomes none is believed.
+
+        Does nothing if the batch does not run any more: it was given back, and its runner answers late.
+        """
+        runner = self._batches.pop(batch, None)
+        if runner is None:
+            return
+        now = self._loop.time()
+        seconds = runner.end(len(batch), now)
+        if len(outcomes) != len(batch):
+            error = RuntimeError(f"the runner gave {len(outcomes)} outcomes for {len(batch)} items")
+            outcomes = [error] * len(batch)
+        if not all(isinstance(outcome, Exception) for outcome in outcomes):
+            self.cost.learn(len(batch), seconds)
+        for work, outcome in zip(batch.works, outcomes, strict=True):
+            if work.key is not None and not isinstance(outcome, Exception):
+                self._memory.keep(work.key, outcome)
+            self._end(work, outcome, now)
+        self._tell(place for work in batch.works for place in work.places)
+
+    def give_back(self, batch: Batch[T, R]) -> None:
+        """A batch's runner died. Each of its items runs once more, alone and next; one that did has that it died.
+
+        Does nothing if the batch does not run any more.
+        """
+        runner = self._batches.pop(batch, None)
+        if runner is None:
+            return
+        now = self._loop.time()
+        runner.end(len(batch), now)
+        dead: list[Work[T, R]] = []
+        for work in batch.works:
+            if work.places and not work.replay:
+                self._line.replay(work)
+            else:
+                self._end(work, RunnerDiedError("the runner died of this item"), now)
+                dead.append(work)
+        self._tell(place for work in dead for place in work.places)
+        self._takers.look(now)
+
+    def forget(self, runner: Hashable) -> None:
+        """A runner is gone: nothing is expected of it until it takes again."""
+        self._gate.forecast.forget(runner)
 
     def close(self) -> None:
         """Takes no more items; those admitted go on."""
         self._closed = True
 
     async def drained(self) -> None:
-        """Returns when every admitted item has an outcome. For use after `close`, by one task."""
-        if self.queued or self.running:
-            self._emptied = asyncio.get_running_loop().create_future()
-            await self._emptied
+        """Returns when every place has its outcome and nothing runs. For use after `close`."""
+        await self._emptied.wait()
 
-    async def stop(self) -> None:
-        """Runs no more batches. The outcome of what has none yet, and of what still comes, is the closure."""
+    def stop(self) -> None:
+        """Runs no more batches. What has no outcome yet has BatcherClosedError, and so have takers.
+
+        The items of batches that run are released when those are finished or given back.
+        """
         self._closed = self._stopped = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        for place in self._in_turn():
-            self._settle(place, BatcherClosedError())
+        self._line.clear()
+        for batch in self._batches:
+            for work in batch.works:
+                work.places.clear()
+                self._free_vacated(work)
+        places = [place for admission in self._admissions for place in admission.places]
+        unsettled = [place for place in places if place.state is not State.SETTLED]
+        for place in unsettled:
+            self._settle(place, BatcherClosedError("the batcher was stopped"))
+        self._takers.wake_all()
+        self._tell(unsettled)
 
-    async def _serve(self) -> None:
-        while True:
-            await self._due()
-            batch = self._seal()
-            if batch:
-                await self._run_batch(batch)
-
-    async def _due(self) -> None:
-        """Returns when the next batch should be sealed."""
-        loop = asyncio.get_running_loop()
-        while (wait := self._wait(loop.time())) != 0:
-            self._waker = loop.create_future()
-            timer = None if wait is None else loop.call_later(wait, self._wake)
-            await self._waker
-            if timer is not None:
-                timer.cancel()
-
-    def _wait(self, now: float) -> float | None:
-        """Seconds until a batch is due if nothing happens; None when nothing waits."""
-        waiting = self.queued - self._preparing
-        if not waiting:
-            return None
-        if waiting >= self.bounds.max_batch or not self._preparing:
-            return 0
-        oldest = min(next(iter(queue)).submitted_at for queue in self._queues.values() if queue)
-        return max(0, oldest + self.bounds.max_delay - now)
-
-    def _wake(self) -> None:
-        if self._waker is not None and not self._waker.done():
-            self._waker.set_result(None)
-
-    def _seal(self) -> list[Place[T, R]]:
-        now = asyncio.get_running_loop().time()
-        batch: list[Place[T, R]] = []
-        for place in self._in_turn():
-            if place.admission.deadline <= now:
-                self._settle(place, ItemExpiredError())
-                self._observer.dropped("deadline")
-                continue
-            place.state = State.RUNNING
-            place.sealed_at = now
-            self.running += 1
-            batch.append(place)
-            if len(batch) == self.bounds.max_batch:
-                break
-        if batch:
-            self._observer.sealed([now - place.submitted_at for place in batch])
+    def _seal(self, taker: Taker) -> Batch[T, R] | None:
+        """The taker's batch, from whoever waits now and still has time; None if there is nobody."""
+        now = self._loop.time()
+        works, late, replay = self._line.seal(self._takers.size(taker), now, self.cost)
+        batch = None
+        if works:
+            batch = Batch(works, taker.name, now, replay)
+            self._batches[batch] = taker.runner
+            taker.runner.begin(len(batch), now)
+            self._observer.sealed(batch)
+        self._expire(late)
         return batch
 
-    def _in_turn(self) -> Iterator[Place[T, R]]:
-        """Takes waiting items out of the queues, each in its turn."""
-        urgent, bulk = self._queues[True], self._queues[False]
-        while urgent or bulk:
-            if not urgent or (bulk and self._urgent_in_a_row >= BULK_EVERY - 1):
-                self._urgent_in_a_row = 0
-                yield bulk.popitem(last=False)[0]
-            else:
-                self._urgent_in_a_row += bool(bulk)
-                yield urgent.popitem(last=False)[0]
+    def _expire(self, places: Sequence[Place[T, R]]) -> None:
+        """Settles places that left the line because their deadline passed."""
+        for place in places:
+            self._observer.dropped("deadline")
+            self._settle(place, ItemExpiredError("the deadline passed"))
+        self._tell(places)
 
-    async def _run_batch(self, batch: list[Place[T, R]]) -> None:
-        items = [cast("T", place.item) for place in batch]
-        outcomes: Sequence[R | Exception]
-        try:
-            outcomes = await self._run(items)
-            if len(outcomes) != len(batch):
-                raise RuntimeError(f"the runner gave {len(outcomes)} outcomes for {len(batch)} items")
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is the outcome of these items alone)
-            outcomes = [error] * len(batch)
-        except asyncio.CancelledError:
-            self._finish(batch, [BatcherClosedError()] * len(batch))
-            raise
-        self._finish(batch, outcomes)
-
-    def _finish(self, batch: Sequence[Place[T, R]], outcomes: Sequence[R | Exception]) -> None:
-        now = asyncio.get_running_loop().time()
-        self.running -= len(batch)
-        for place, outcome in zip(batch, outcomes, strict=True):
+    def _end(self, work: Work[T, R], outcome: Outcome[R], now: float) -> None:
+        """A work ran: its item is released, and its places have the outcome."""
+        self._line.end(work)
+        self._free_vacated(work)
+        for place in work.places:
             place.finished_at = now
             self._settle(place, outcome)
 
-    def _settle(self, place: Place[T, R], outcome: R | Exception) -> None:
+    def _free_vacated(self, work: Work[T, R]) -> None:
+        if work.vacated is not None:
+            self._gate.exit(work.vacated)
+            work.vacated = None
+
+    def _settle(self, place: Place[T, R], outcome: Outcome[R], *, keep_room: bool = False) -> None:
+        """A place that left the line has its outcome; to be told as soon as everything is in order."""
         place.state = State.SETTLED
         place.outcome = outcome
-        place.item = None
-        self._nbytes -= place.nbytes
-        place.admission.close_one()
-        if self._emptied is not None and not self._emptied.done() and not (self.queued or self.running):
-            self._emptied.set_result(None)
+        if not keep_room:
+            self._gate.exit(place)
+
+    def _tell(self, places: Iterable[Place[T, R]]) -> None:
+        """Tells owners of outcomes, last of all: they may call the batcher."""
+        for place in places:
+            admission = place.admission
+            admission.open -= 1
+            if not admission.open:
+                del self._admissions[admission]
+            admission.owner.settled(place)
+        if not self._gate.items:
+            self._emptied.set()

@@ -1,57 +1,175 @@
-"""A runner for batchers under test, and the stage on which they play, in virtual time."""
+"""Callers and runners for batchers under test, and the stage on which they play, in virtual time."""
+
+from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 
-from clip4str_service.batcher import Batcher, Bounds, DropReason
+from clip4str_service.batcher import (
+    Admission,
+    Batch,
+    Batcher,
+    BatcherClosedError,
+    Bounds,
+    DropReason,
+    Outcome,
+    Place,
+)
 from tests.service.virtual_time import run
 
 BOUNDS = Bounds(max_batch=4, max_delay=0.002, max_items=16, max_bytes=1000)
+FOREVER = 1e9
 
 
-class BreakdownError(Exception):
-    """The runner fails."""
+class UnreadableError(Exception):
+    """The runner fails on one item."""
 
 
-@dataclass
-class Runner:
-    """Takes `seconds` for a batch and answers each item with its double; breaks when an item is negative."""
+class Caller:
+    """Owns places, and remembers in which order it was told of their outcomes."""
 
-    seconds: float = 0.010
-    batches: list[list[int]] = field(default_factory=list)
-    starts: list[float] = field(default_factory=list)
-    drops: list[DropReason] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-    busy: bool = False
+    admission: Admission[int, int]
 
-    async def __call__(self, items: list[int]) -> Sequence[int]:
-        assert not self.busy, "two batches at a time"
-        self.busy = True
-        self.batches.append(items)
-        self.starts.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(self.seconds)
-        self.busy = False
-        if min(items) < 0:
-            raise BreakdownError
-        return [2 * item for item in items]
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self._all = asyncio.Event()
 
-    def sealed(self, waits: Sequence[float]) -> None:
-        self.waits += waits
+    def settled(self, place: Place[int, int]) -> None:
+        """As the batcher's owner."""
+        assert place.index not in self.told
+        self.told.append(place.index)
+        if not self.admission.open:
+            self._all.set()
+
+    async def answered(self) -> list[Outcome[int]]:
+        """The outcomes of all places, once there are all."""
+        await self._all.wait()
+        return self.outcomes
+
+    @property
+    def places(self) -> list[Place[int, int]]:
+        """In the order in which they were asked for."""
+        return self.admission.places
+
+    @property
+    def outcomes(self) -> list[Outcome[int]]:
+        """Of all places, which must be settled."""
+        return [place.outcome for place in self.places]
+
+    @property
+    def kinds(self) -> list[type]:
+        """What kinds of outcomes they are."""
+        return [type(outcome) for outcome in self.outcomes]
+
+
+class Stage:
+    """A batcher of numbers, what its observer was told, and runners whose outcome is a number's double."""
+
+    def __init__(self, bounds: Bounds = BOUNDS) -> None:
+        self.batcher: Batcher[int, int] = Batcher(bounds, self, sizeof=lambda outcome: outcome)
+        self.batches: list[Batch[int, int]] = []
+        self.drops: list[DropReason] = []
+        self.gone: list[int] = []
+        self.unreadable: set[int] = set()
+        self.deadly: set[int] = set()
+        self._lanes: list[asyncio.Task[None]] = []
+
+    @property
+    def now(self) -> float:
+        """The event loop's time, in seconds."""
+        return asyncio.get_running_loop().time()
+
+    @property
+    def ran(self) -> list[list[int]]:
+        """The items of each batch."""
+        return [batch.items for batch in self.batches]
+
+    @property
+    def starts(self) -> list[float]:
+        """When each batch was sealed."""
+        return [batch.sealed_at for batch in self.batches]
+
+    def sealed(self, batch: Batch[int, int]) -> None:
+        """As the batcher's observer."""
+        self.batches.append(batch)
 
     def dropped(self, reason: DropReason) -> None:
+        """As the batcher's observer."""
         self.drops.append(reason)
 
+    def released(self, item: int) -> None:
+        """As the batcher's observer."""
+        self.gone.append(item)
 
-def with_batcher(scenario: Callable[[Batcher[int, int]], Awaitable[None]], bounds: Bounds = BOUNDS) -> Runner:
-    """Plays a scenario in virtual time and returns the runner it was played with."""
+    def ask(self, *sizes: int, urgent: bool = True, deadline: float = FOREVER, tenant: str = "one") -> Caller:
+        """A caller with places for items of these sizes. Raises RefusedError."""
+        caller = Caller()
+        caller.admission = self.batcher.admit(
+            sizes, urgent=urgent, deadline=deadline, tenant=tenant, owner=caller
+        )
+        return caller
 
-    async def play() -> Runner:
-        runner = Runner()
-        batcher = Batcher(runner, bounds, runner)
-        batcher.start()
-        await scenario(batcher)
-        await batcher.stop()
-        return runner
+    def submit(
+        self,
+        *items: int,
+        urgent: bool = True,
+        deadline: float = FOREVER,
+        tenant: str = "one",
+        key: Hashable | None = None,
+    ) -> Caller:
+        """A caller whose items, of one byte each, are in line."""
+        caller = self.ask(*[1] * len(items), urgent=urgent, deadline=deadline, tenant=tenant)
+        for place, item in zip(caller.places, items, strict=True):
+            self.batcher.submit(place, item, key)
+        return caller
 
-    return run(play())
+    def runner(
+        self,
+        name: Hashable = "runner",
+        seconds: Callable[[int], float] = lambda _: 0.010,
+        *,
+        lanes: int = 1,
+        limit: int | None = None,
+    ) -> None:
+        """Has a runner take batches, each for so many seconds by its size, until the stage is left."""
+        for _ in range(lanes):
+            self._lanes.append(asyncio.create_task(self._run(name, seconds, limit)))
+
+    async def _run(self, name: Hashable, seconds: Callable[[int], float], limit: int | None) -> None:
+        while True:
+            try:
+                batch = await self.batcher.take(name, limit)
+            except BatcherClosedError:
+                return
+            await asyncio.sleep(seconds(len(batch)))
+            if self.deadly.intersection(batch.items):
+                self.batcher.give_back(batch)
+            else:
+                self.batcher.finish(batch, [self._outcome(item) for item in batch.items])
+
+    def _outcome(self, item: int) -> Outcome[int]:
+        return UnreadableError() if item in self.unreadable else 2 * item
+
+    async def leave(self) -> None:
+        """Stops the batcher and waits for the runners."""
+        self.batcher.stop()
+        await asyncio.gather(*self._lanes)
+
+
+def play(
+    scenario: Callable[[Stage], Awaitable[None]],
+    bounds: Bounds = BOUNDS,
+    *,
+    runners: Sequence[Hashable] = ("runner",),
+) -> Stage:
+    """Plays a scenario in virtual time, with these runners, and returns the stage it was played on."""
+
+    async def main() -> Stage:
+        stage = Stage(bounds)
+        for runner in runners:
+            stage.runner(runner)
+        await scenario(stage)
+        await stage.leave()
+        return stage
+
+    return run(main())

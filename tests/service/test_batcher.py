@@ -1,232 +1,363 @@
-"""Batches: their bounds, their order and their timing."""
+"""Batches: their bounds, their timing and their end."""
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
 from clip4str_service.batcher import (
-    BULK_EVERY,
-    Admission,
-    Batcher,
     BatcherClosedError,
     BatcherFullError,
     Bounds,
-    ItemExpiredError,
+    DeadlineUnmeetableError,
     ItemWithdrawnError,
+    Place,
+    State,
 )
-from tests.service.batching import BOUNDS, BreakdownError, Runner, with_batcher
-from tests.service.virtual_time import run
-
-FOREVER = 1e9
-
-
-def submitted(
-    batcher: Batcher[int, int], *items: int, urgent: bool = True, deadline: float = FOREVER
-) -> Admission[int, int]:
-    admission = batcher.admit([1] * len(items), urgent=urgent, deadline=deadline)
-    for index, item in enumerate(items):
-        admission.submit(index, item)
-    return admission
-
-
-def outcomes(admission: Admission[int, int]) -> list[int | Exception]:
-    return [place.outcome for place in admission.places]
+from tests.service.batching import FOREVER, Caller, Stage, UnreadableError, play
 
 
 def test_lone_item_does_not_wait() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        admission = submitted(batcher, 21)
-        await admission.settled()
-        assert outcomes(admission) == [42]
-        place = admission.places[0]
+    async def scenario(stage: Stage) -> None:
+        caller = stage.submit(21)
+        assert await caller.answered() == [42]
+        place = caller.places[0]
         assert [place.submitted_at, place.sealed_at, place.finished_at] == pytest.approx([0, 0, 0.010])
 
-    assert with_batcher(scenario).waits == [0]
+    assert play(scenario).ran == [[21]]
 
 
 def test_batch_waits_for_items_in_preparation_but_no_longer_than_the_delay() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        early = batcher.admit([1] * 3, urgent=True, deadline=FOREVER)
-        early.submit(0, 1)
+    async def scenario(stage: Stage) -> None:
+        caller = stage.ask(1, 1, 1)
+        stage.batcher.submit(caller.places[0], 1, None)
         await asyncio.sleep(0.001)
-        early.submit(1, 2)
+        stage.batcher.submit(caller.places[1], 2, None)
         await asyncio.sleep(0.005)
-        early.submit(2, 3)
-        await early.settled()
+        stage.batcher.submit(caller.places[2], 3, None)
+        await caller.answered()
 
-    runner = with_batcher(scenario)
-    assert runner.batches == [[1, 2], [3]]
-    assert runner.starts == pytest.approx([0.002, 0.012])  # the delay counts from the oldest item
+    stage = play(scenario)
+    assert stage.ran == [[1, 2], [3]]
+    assert stage.starts == pytest.approx([0.002, 0.012])  # the delay counts from the oldest item
 
 
 def test_batch_waits_no_longer_than_the_preparation() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        admission = batcher.admit([1] * 2, urgent=True, deadline=FOREVER)
-        admission.submit(0, 1)
+    async def scenario(stage: Stage) -> None:
+        caller = stage.ask(1, 1)
+        stage.batcher.submit(caller.places[0], 1, None)
         await asyncio.sleep(0.0005)
-        admission.withdraw(1)  # it could not be prepared
-        await admission.settled()
+        stage.batcher.withdraw(caller.places[1], None)  # it could not be prepared
+        await caller.answered()
 
-    assert with_batcher(scenario).starts == pytest.approx([0.0005])
+    stage = play(scenario)
+    assert stage.starts == pytest.approx([0.0005])
+    assert stage.drops == []
 
 
 def test_full_batch_does_not_wait() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        unready = batcher.admit([1], urgent=True, deadline=FOREVER)
-        await submitted(batcher, 1, 2, 3, 4).settled()
-        unready.withdraw_all("cancelled")
+    async def scenario(stage: Stage) -> None:
+        stage.ask(1)
+        await stage.submit(1, 2, 3, 4).answered()
 
-    assert with_batcher(scenario).starts == [0]
+    assert play(scenario).starts == [0]
+
+
+def test_delay_counts_from_the_oldest_that_still_waits() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.ask(1)
+        first = stage.submit(1)
+        await asyncio.sleep(0.001)
+        second = stage.submit(2)
+        stage.batcher.withdraw(first.places[0], "cancelled")
+        await second.answered()
+
+    assert play(scenario).starts == pytest.approx([0.003])
 
 
 def test_batch_is_sealed_late() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        first = submitted(batcher, 1)
+    async def scenario(stage: Stage) -> None:
+        callers = [stage.submit(1)]
         await asyncio.sleep(0.001)
-        second = submitted(batcher, 2)
+        callers.append(stage.submit(2))
         await asyncio.sleep(0.008)
-        third = submitted(batcher, 3)
-        for admission in (first, second, third):
-            await admission.settled()
+        callers.append(stage.submit(3))
+        for caller in callers:
+            await caller.answered()
 
-    assert with_batcher(scenario).batches == [[1], [2, 3]]
+    assert play(scenario).ran == [[1], [2, 3]]
 
 
-def test_urgent_items_go_first_and_bulk_keeps_its_share() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        blocker = submitted(batcher, 0)
+def test_runners_that_wait_share_what_waits() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.submit(1, 2, 3).answered()
+
+    stage = play(scenario, runners=["a", "b"])
+    assert stage.ran == [[1, 2], [3]]
+    assert stage.starts == [0, 0]
+    assert [batch.runner for batch in stage.batches] == ["a", "b"]
+
+
+def test_runners_that_become_free_together_share() -> None:
+    async def scenario(stage: Stage) -> None:
+        blockers = stage.submit(1, 2)
         await asyncio.sleep(0.001)
-        bulk = submitted(batcher, *range(100, 104), urgent=False)
-        urgent = submitted(batcher, *range(1, 21))
-        for admission in (blocker, bulk, urgent):
-            await admission.settled()
+        waiting = stage.submit(3, 4)
+        await blockers.answered()
+        await waiting.answered()
 
-    runner = with_batcher(scenario, Bounds(max_batch=3, max_delay=0, max_items=100, max_bytes=1000))
-    order = [item for batch in runner.batches[1:] for item in batch]
-    assert order[: BULK_EVERY - 1] == list(range(1, BULK_EVERY))
-    assert [index for index, item in enumerate(order) if item >= 100] == [7, 15, 22, 23]
-    assert sorted(order) == [*range(1, 21), *range(100, 104)]
+    assert play(scenario, runners=["a", "b"]).ran == [[1], [2], [3], [4]]
+
+
+def test_takers_of_one_runner_do_not_share() -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.submit(1, 2, 3).answered()
+
+    assert play(scenario, runners=["a", "a"]).ran == [[1, 2, 3]]
+
+
+def test_idle_runner_goes_before_the_other_lane_of_a_busy_one() -> None:
+    async def scenario(stage: Stage) -> None:
+        callers = [stage.submit(1)]
+        await asyncio.sleep(0.001)
+        callers.append(stage.submit(2))
+        for caller in callers:
+            await caller.answered()
+
+    assert [batch.runner for batch in play(scenario, runners=["a", "a", "b"]).batches] == ["a", "b"]
+
+
+def test_batch_holds_no_more_than_the_taker_wants() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.runner(limit=3)
+        await stage.submit(*range(8)).answered()
+
+    assert play(scenario, runners=[]).ran == [[0, 1, 2], [3, 4, 5], [6, 7]]
+
+
+def test_taker_must_want_something() -> None:
+    async def scenario(stage: Stage) -> None:
+        with pytest.raises(ValueError, match="at least one item, not 0"):
+            await stage.batcher.take("a", 0)
+
+    play(scenario)
+
+
+def test_cancelled_taker_loses_nothing() -> None:
+    async def scenario(stage: Stage) -> None:
+        first, second = (asyncio.create_task(stage.batcher.take(name)) for name in "ab")
+        await asyncio.sleep(0)
+        caller = stage.submit(1)  # wakes the first,
+        first.cancel()  # which is cancelled before it runs
+        batch = await second
+        assert batch.items == [1]
+        stage.batcher.finish(batch, [2])
+        assert caller.outcomes == [2]
+        assert first.cancelled()
+
+    play(scenario, runners=[])
 
 
 def test_full_queue_refuses_all_or_nothing() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        running = submitted(batcher, *range(10))
-        await asyncio.sleep(0)
+    async def scenario(stage: Stage) -> None:
+        batcher = stage.batcher
+        running = stage.submit(*range(10))
+        await asyncio.sleep(0.001)
         with pytest.raises(BatcherFullError, match="16 items"):
-            batcher.admit([1] * 7, urgent=True, deadline=FOREVER)
-        assert batcher.queued + batcher.running == 10
-        batcher.admit([1] * 6, urgent=True, deadline=FOREVER).withdraw_all("cancelled")
+            stage.ask(*[1] * 7)
+        assert (batcher.queued, batcher.running, batcher.items, batcher.nbytes) == (6, 4, 10, 10)
+        for place in stage.ask(*[1] * 6).places:
+            batcher.withdraw(place, "cancelled")
         with pytest.raises(BatcherFullError, match="1000 bytes"):
-            batcher.admit([900, 91], urgent=True, deadline=FOREVER)
-        await running.settled()
-        batcher.admit([900, 91], urgent=True, deadline=FOREVER).withdraw_all("cancelled")
+            stage.ask(900, 91)
+        await running.answered()
+        stage.ask(900, 91)
 
-    with_batcher(scenario)
+    play(scenario)
 
 
-def test_broken_batch_fails_only_its_items() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        first = submitted(batcher, 1, -1)
+def test_bulk_leaves_room_for_urgent_items() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.ask(*[1] * 12, urgent=False)
+        with pytest.raises(BatcherFullError, match="12 bulk items"):
+            stage.ask(1, urgent=False)
+        stage.ask(*[1] * 4)
+
+    play(scenario)
+
+
+def test_refused_caller_is_told_when_there_will_be_room() -> None:
+    async def scenario(stage: Stage) -> None:
+        with pytest.raises(BatcherFullError) as unknown:
+            stage.ask(*[1] * 17)
+        assert unknown.value.retry_after == 1
+        for _ in range(10):
+            await stage.submit(1, 2, 3, 4).answered()
+        stage.submit(*range(16))
         await asyncio.sleep(0.001)
-        second = submitted(batcher, 2)
-        await first.settled()
-        await second.settled()
-        assert [type(outcome) for outcome in outcomes(first)] == [BreakdownError, BreakdownError]
-        assert outcomes(second) == [4]
+        with pytest.raises(BatcherFullError) as soon:
+            stage.ask(1)
+        with pytest.raises(BatcherFullError) as later:
+            stage.ask(*[1] * 16)
+        assert soon.value.retry_after == 0.05
+        assert later.value.retry_after == 0.05
+        assert stage.batcher.retry_after() == 0.05
 
-    with_batcher(scenario)
-
-
-def test_short_answer_of_the_runner_is_an_error_of_its_items() -> None:
-    async def play() -> None:
-        async def forgetful(items: list[int]) -> Sequence[int]:
-            return items[1:]
-
-        batcher = Batcher(forgetful, BOUNDS, Runner())
-        batcher.start()
-        admission = submitted(batcher, 1, 2)
-        await admission.settled()
-        assert all("1 outcomes for 2 items" in str(outcome) for outcome in outcomes(admission))
-        await batcher.stop()
-
-    run(play())
+    play(scenario)
 
 
-def test_item_expires_at_entry_and_at_sealing() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        running = submitted(batcher, 1)
+def test_past_deadline_is_refused() -> None:
+    async def scenario(stage: Stage) -> None:
+        with pytest.raises(DeadlineUnmeetableError, match="has passed"):
+            stage.ask(1, deadline=0)
+
+    play(scenario)
+
+
+def test_item_that_fails_fails_alone() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.unreadable.add(2)
+        caller = stage.submit(1, 2, 3)
+        await caller.answered()
+        assert caller.kinds == [int, UnreadableError, int]
+
+    play(scenario)
+
+
+def test_another_number_of_outcomes_is_an_error_of_the_batch_alone() -> None:
+    async def scenario(stage: Stage) -> None:
+        caller = stage.submit(1, 2)
+        stage.batcher.finish(await stage.batcher.take("a"), [2])
+        assert all("1 outcomes for 2 items" in str(outcome) for outcome in caller.outcomes)
+        assert sorted(stage.gone) == [1, 2]
+
+    play(scenario, runners=[])
+
+
+def test_withdrawn_items_do_not_run_and_running_ones_run_on() -> None:
+    async def scenario(stage: Stage) -> None:
+        running = stage.submit(1)
         await asyncio.sleep(0.001)
-        at_sealing = submitted(batcher, 2, deadline=0.005)
-        at_entry = submitted(batcher, 3, deadline=0.001)
-        await running.settled()
-        await at_sealing.settled()
-        assert isinstance(outcomes(at_entry)[0], ItemExpiredError)
-        assert isinstance(outcomes(at_sealing)[0], ItemExpiredError)
+        waiting, preparing = stage.submit(2), stage.ask(1)
+        for caller in (running, waiting, preparing):
+            stage.batcher.withdraw(caller.places[0], "cancelled")
+            assert caller.kinds == [ItemWithdrawnError]
+            stage.batcher.withdraw(caller.places[0], "cancelled")  # once is enough
+        assert stage.gone == [2]  # the other is in a runner's hands
+        assert (stage.batcher.queued, stage.batcher.running) == (0, 1)
+        stage.batcher.submit(preparing.places[0], 3, None)  # it was on its way
+        assert stage.gone == [2, 3]
+        await asyncio.sleep(0.010)
+        assert stage.gone == [2, 3, 1]
+        assert stage.batcher.items == 0
+        assert stage.batches[0].abandoned == 1
 
-    runner = with_batcher(scenario)
-    assert runner.batches == [[1]]
-    assert runner.drops == ["deadline", "deadline"]
+    stage = play(scenario)
+    assert stage.ran == [[1]]
+    assert stage.drops == ["cancelled", "cancelled"]
 
 
-def test_withdrawn_item_never_runs_and_a_running_one_runs_on() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        running = submitted(batcher, 1)
-        await asyncio.sleep(0.001)
-        waiting = submitted(batcher, 2)
-        waiting.withdraw_all("cancelled")
-        running.withdraw_all("cancelled")
-        await waiting.settled()
-        assert isinstance(outcomes(waiting)[0], ItemWithdrawnError)
-        assert (batcher.queued, batcher.running) == (0, 1)
-        await running.settled()
-        assert outcomes(running) == [2]
+def test_items_never_take_more_room_than_there_is() -> None:
+    """Even if callers leave while they run, and others come."""
 
-    runner = with_batcher(scenario)
-    assert runner.batches == [[1]]
-    assert runner.drops == ["cancelled"]
+    async def scenario(stage: Stage) -> None:
+        for _ in range(4):
+            caller = stage.submit(*range(4))
+            await asyncio.sleep(0.001)
+            for place in caller.places:
+                stage.batcher.withdraw(place, "cancelled")
+        with pytest.raises(BatcherFullError):
+            stage.ask(1)
+
+    play(scenario, runners=["a"] * 4)
 
 
 def test_closed_batcher_finishes_what_it_took() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        admission = submitted(batcher, *range(10))
-        batcher.close()
+    async def scenario(stage: Stage) -> None:
+        caller = stage.submit(*range(10))
+        stage.batcher.close()
         with pytest.raises(BatcherClosedError):
-            batcher.admit([1], urgent=True, deadline=FOREVER)
-        await batcher.drained()
-        assert outcomes(admission) == [2 * item for item in range(10)]
-        await batcher.drained()  # nothing is left: at once
+            stage.ask(1)
+        await stage.batcher.drained()
+        assert caller.outcomes == [2 * item for item in range(10)]
+        await stage.batcher.drained()  # nothing is left: at once
 
-    with_batcher(scenario)
+    play(scenario)
+
+
+def test_closed_batcher_is_drained_when_what_was_abandoned_has_run() -> None:
+    async def scenario(stage: Stage) -> None:
+        caller = stage.submit(1)
+        await asyncio.sleep(0.001)
+        stage.batcher.withdraw(caller.places[0], "cancelled")
+        stage.batcher.close()
+        await stage.batcher.drained()
+        assert stage.now == pytest.approx(0.010)
+
+    play(scenario)
 
 
 def test_stopped_batcher_settles_everything() -> None:
-    async def scenario(batcher: Batcher[int, int]) -> None:
-        running = submitted(batcher, *range(4))
-        waiting = submitted(batcher, 5, 6)
-        await asyncio.sleep(0.001)
-        preparing = batcher.admit([1], urgent=False, deadline=FOREVER)
-        await batcher.stop()
-        preparing.submit(0, 7)
-        for admission in (running, waiting, preparing):
-            await admission.settled()
-            assert {type(outcome) for outcome in outcomes(admission)} == {BatcherClosedError}
-        assert (batcher.queued, batcher.running) == (0, 0)
+    async def scenario(stage: Stage) -> None:
+        callers = [stage.submit(*range(4)), stage.submit(5, 6)]
+        batch = await stage.batcher.take("a")
+        taker = asyncio.create_task(stage.batcher.take("a", 1))
+        callers.append(stage.ask(1, urgent=False))
+        await asyncio.sleep(0)
+        other = await taker
+        stage.batcher.give_back(other)
+        stage.batcher.stop()
+        assert {kind for caller in callers for kind in caller.kinds} == {BatcherClosedError}
+        assert [caller.admission.open for caller in callers] == [0, 0, 0]
+        assert sorted(stage.gone) == [5, 6]
+        stage.batcher.submit(callers[2].places[0], 7, None)
+        stage.batcher.finish(batch, [0] * 4)
+        assert sorted(stage.gone) == [*range(4), 5, 6, 7]
+        assert (stage.batcher.queued, stage.batcher.running, stage.batcher.nbytes) == (0, 0, 0)
+        await stage.batcher.drained()
         with pytest.raises(BatcherClosedError):
-            batcher.admit([1], urgent=True, deadline=FOREVER)
+            stage.ask(1)
+        with pytest.raises(BatcherClosedError):
+            await stage.batcher.take("a")
 
-    assert with_batcher(scenario).batches == [[0, 1, 2, 3]]
+    play(scenario, runners=[])
 
 
-def test_serving_tells_whether_batches_are_run() -> None:
-    async def play() -> None:
-        runner = Runner()
-        batcher = Batcher(runner, BOUNDS, runner)
-        seen = [batcher.serving]
-        batcher.start()
-        seen.append(batcher.serving)
-        await batcher.stop()
-        seen.append(batcher.serving)
-        assert seen == [False, True, False]
+def test_stop_ends_waiting_takers() -> None:
+    async def scenario(stage: Stage) -> None:
+        taker = asyncio.create_task(stage.batcher.take("a"))
+        await asyncio.sleep(0)
+        stage.batcher.stop()
+        with pytest.raises(BatcherClosedError):
+            await taker
 
-    run(play())
+    play(scenario, runners=[])
+
+
+class Impatient(Caller):
+    """Gives all its places up as soon as it has one outcome, as a front end does that died."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def settled(self, place: Place[int, int]) -> None:
+        super().settled(place)
+        for other in self.places:
+            self._stage.batcher.withdraw(other, "cancelled")
+
+
+def test_owner_may_call_the_batcher() -> None:
+    async def scenario(stage: Stage) -> None:
+        caller = Impatient(stage)
+        caller.admission = stage.batcher.admit(
+            [1] * 6, urgent=True, deadline=FOREVER, tenant="one", owner=caller
+        )
+        for place in caller.places[:-1]:
+            stage.batcher.submit(place, place.index, None)
+        await caller.answered()
+        assert caller.outcomes[:4] == [0, 2, 4, 6]
+        assert caller.kinds[4:] == [ItemWithdrawnError] * 2
+        assert all(place.state is State.SETTLED for place in caller.places)
+        assert sorted(stage.gone) == [0, 1, 2, 3, 4]
+
+    play(scenario, Bounds(max_batch=4, max_delay=0, max_items=16, max_bytes=1000))

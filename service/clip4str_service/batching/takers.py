@@ -1,0 +1,101 @@
+"""Who waits for a batch, and when it is due."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from clip4str_service.batching.forecast import Runner
+from clip4str_service.batching.line import Line
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Taker:
+    """Waits for a batch of `limit` items at most. `woken`: a batch is due, or there will be none any more."""
+
+    __slots__ = ("limit", "name", "runner", "woken")
+
+    def __init__(self, name: Hashable, runner: Runner, limit: int) -> None:
+        self.name = name
+        self.runner = runner
+        self.limit = limit
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(self) -> None:
+        """Lets it look for its batch."""
+        if not self.woken.done():
+            self.woken.set_result(None)
+
+    async def due(self) -> None:
+        """Returns once it was woken; it can then be woken again."""
+        await self.woken
+        self.woken = asyncio.get_running_loop().create_future()
+
+
+class Takers(Generic[T, R]):
+    """Those who wait for a batch of a line.
+
+    One at a time is woken, and seals its batch when it runs: from whoever waits at that moment. Whoever changes
+    what waits calls `look`, and so does every taker that leaves, so that no batch is left due with nobody awake.
+    """
+
+    def __init__(self, line: Line[T, R], max_delay: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._line = line
+        self._max_delay = max_delay
+        self._takers: dict[Taker, None] = {}  # the first to come first
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def add(self, taker: Taker) -> None:
+        """The taker waits."""
+        self._takers[taker] = None
+        self.look(self._loop.time())
+
+    def remove(self, taker: Taker) -> None:
+        """The taker has a batch, or wants none any more."""
+        del self._takers[taker]
+        self.look(self._loop.time())
+
+    def look(self, now: float) -> None:
+        """Wakes the taker whose turn it is if a batch is due, or sees to it that this is looked at when it will be.
+
+        It is the turn of a taker whose runner has the least in hand.
+        """
+        if not self._takers or not (self._line.waiting or self._line.replays):
+            return
+        taker = min(self._takers, key=_in_hand)
+        if taker.woken.done():
+            return  # it will look itself
+        due_at = self._due_at(taker)
+        if due_at <= now:
+            taker.wake()
+        elif self._alarm is None:  # one that is set rings no later: what waits the longest is ever younger
+            self._alarm = self._loop.call_at(due_at, self._ring, due_at)
+
+    def size(self, taker: Taker) -> int:
+        """How many items the taker's batch may hold now: its runner's part of what waits."""
+        runners = len({each.runner for each in self._takers})
+        return min(taker.limit, -(-self._line.waiting // runners))
+
+    def wake_all(self) -> None:
+        """There will be no more batches."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for taker in self._takers:
+            taker.wake()
+
+    def _due_at(self, taker: Taker) -> float:
+        if self._line.replays or not self._line.preparing or self.size(taker) == taker.limit:
+            return 0.0
+        return self._line.oldest + self._max_delay
+
+    def _ring(self, due_at: float) -> None:
+        self._alarm = None
+        self.look(max(due_at, self._loop.time()))  # a timer may be early by the clock's resolution
+
+
+def _in_hand(taker: Taker) -> int:
+    return len(taker.runner.busy)

@@ -1,0 +1,85 @@
+"""Runners that die: their items run once more, each alone."""
+
+import asyncio
+
+from clip4str_service.batcher import ItemExpiredError, ItemWithdrawnError, RunnerDiedError
+from tests.service.batching import Stage, play
+
+
+def test_deadly_item_fails_alone() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.deadly.add(2)
+        caller = stage.submit(1, 2, 3)
+        await asyncio.sleep(0.001)
+        newcomer = stage.submit(4, 5)
+        await caller.answered()
+        assert caller.outcomes[::2] == [2, 6]
+        assert caller.kinds[1] is RunnerDiedError
+        assert caller.told == [0, 1, 2]
+        await newcomer.answered()
+
+    stage = play(scenario)
+    assert stage.ran == [[1, 2, 3], [1], [2], [3], [4, 5]]
+    assert [batch.replay for batch in stage.batches] == [False, True, True, True, False]
+    assert sorted(stage.gone) == [1, 2, 3, 4, 5]
+
+
+def test_lone_item_has_a_second_chance() -> None:
+    async def scenario(stage: Stage) -> None:
+        caller = stage.submit(1)
+        stage.batcher.give_back(await stage.batcher.take("a"))
+        assert (stage.batcher.queued, stage.batcher.running) == (1, 0)
+        stage.batcher.finish(await stage.batcher.take("a"), [2])
+        assert caller.outcomes == [2]
+
+    play(scenario, runners=[])
+
+
+def test_replays_do_not_wait_for_items_in_preparation() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.submit(1, 2)
+        stage.batcher.give_back(await stage.batcher.take("a"))
+        stage.ask(1)
+        start = stage.now
+        assert [(await stage.batcher.take(name)).items for name in "ab"] == [[1], [2]]
+        assert stage.now == start
+
+    play(scenario, runners=[])
+
+
+def test_what_nobody_wants_any_more_is_not_replayed() -> None:
+    async def scenario(stage: Stage) -> None:
+        callers = [stage.submit(item, deadline=0.020 if item == 3 else 1.0) for item in range(4)]
+        batch = await stage.batcher.take("a")
+        stage.batcher.withdraw(callers[0].places[0], "cancelled")
+        stage.batcher.give_back(batch)
+        assert stage.gone == [0]
+        stage.batcher.withdraw(callers[1].places[0], "cancelled")
+        assert stage.gone == [0, 1]
+        stage.batcher.finish(await stage.batcher.take("a"), [4])
+        assert callers[2].outcomes == [4]
+        await asyncio.sleep(0.030)
+        taker = asyncio.create_task(stage.batcher.take("a"))
+        await asyncio.sleep(0.001)
+        assert not taker.done()
+        assert callers[3].kinds == [ItemExpiredError]
+        assert callers[0].kinds == callers[1].kinds == [ItemWithdrawnError]
+        assert stage.batcher.items == 0
+        taker.cancel()
+
+    stage = play(scenario, runners=[])
+    assert stage.drops == ["cancelled", "deadline"]  # the first had run
+    assert stage.gone == [0, 1, 2, 3]
+
+
+def test_late_answer_of_a_runner_given_up_counts_for_nothing() -> None:
+    async def scenario(stage: Stage) -> None:
+        caller = stage.submit(1)
+        batch = await stage.batcher.take("a")
+        stage.batcher.give_back(batch)
+        stage.batcher.finish(batch, [0])
+        stage.batcher.give_back(batch)
+        stage.batcher.finish(await stage.batcher.take("a"), [2])
+        assert caller.outcomes == [2]
+
+    play(scenario, runners=[])
