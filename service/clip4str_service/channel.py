@@ -33,18 +33,26 @@ class Channel(asyncio.Protocol, Generic[M]):
         self._receive = receive
         self._closed = closed
         self._buffer = bytearray()
+        self._unsent: list[bytes] = []
         self._transport: asyncio.WriteTransport | None = None
 
     def send(self, message: msgspec.Struct) -> None:
-        """Sends one message; once the other end is gone, nobody hears it."""
-        if self._transport is not None and not self._transport.is_closing():
-            body = self._encoder.encode(message)
-            self._transport.write(_LENGTH.pack(len(body)) + body)
+        """Sends one message, with the others of this turn of the loop; when the other end is gone, nobody hears it."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        body = self._encoder.encode(message)
+        self._unsent += (_LENGTH.pack(len(body)), body)
 
     def close(self) -> None:
         """Sends what is still to be sent, then closes."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if unsent and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(unsent))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As asyncio.Protocol."""

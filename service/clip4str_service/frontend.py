@@ -120,13 +120,13 @@ async def _serve(channel: int, descriptors: int) -> None:
     order = await hub.connect(socket.socket(fileno=channel))
     settings = Settings.model_validate_json(order.settings)
     configure_logging(settings.log_level, order.name)
-    count_as(order.name)
     try:
+        count_as(order.name)
         await FrontEndProcess(hub, order, settings).run()
     except (KeysError, TlsError) as error:
         hub.start_failed(str(error))
     except OSError as error:
-        hub.start_failed(f"a front end cannot listen: {error.strerror or error}")
+        hub.start_failed(f"a front end cannot start: {error.strerror or error}")
 
 
 def main() -> NoReturn:

@@ -15,7 +15,7 @@ from clip4str_service.errors import DrainingError, InternalError, ServiceError
 from clip4str_service.logs import current_ids, identify
 from clip4str_service.metrics import OK, FrontEndMetrics
 from clip4str_service.schemas import problem
-from clip4str_service.tracing import RequestSpan, RequestTracing, current_span
+from clip4str_service.tracing import NO_SPAN, RequestSpan, RequestTracing, current_span
 
 log = logging.getLogger("clip4str_service.requests")
 
@@ -43,10 +43,12 @@ class RequestContext:
         started = perf_counter()
         headers = Headers(scope=scope)
         traceparent = headers.get("traceparent")
-        ids = identify(headers.get(_REQUEST_ID), traceparent)
-        current_ids.set(ids)
-        span = self._tracing.http(scope["method"], scope["scheme"], traceparent)
+        span = NO_SPAN
+        if scope["path"].startswith(_API):  # not of probes, which come every few seconds
+            span = self._tracing.http(scope["method"], scope["scheme"], traceparent)
         current_span.set(span)
+        ids = identify(headers.get(_REQUEST_ID), span.traceparent or traceparent)
+        current_ids.set(ids)
         state = scope.setdefault("state", {})
         answered = False
 

@@ -248,10 +248,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         started = perf_counter()
         metadata = dict(context.invocation_metadata() or ())
         traceparent = _text(metadata.get("traceparent"))
-        ids = identify(_text(metadata.get(_REQUEST_ID)), traceparent)
-        current_ids.set(ids)
         span = self._tracing.rpc(f"{SERVICE}/{method}", traceparent)
         current_span.set(span)
+        ids = identify(_text(metadata.get(_REQUEST_ID)), span.traceparent or traceparent)
+        current_ids.set(ids)
         trailers: tuple[tuple[str, str | bytes], ...] = ((_REQUEST_ID, ids.request_id),)
 
         def over(code: str, status: str) -> None:
