@@ -1,42 +1,51 @@
 """A REST application before a real engine, a client for it, and checks of what it answers."""
 
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 from pydantic import BaseModel
 
-from clip4str_service.gate import Gate
-from clip4str_service.intake import Intake
 from clip4str_service.rest import create_app
 from clip4str_service.schemas import RecognizeAnswer, ResponseProblemBody
 from clip4str_service.settings import Settings
-from clip4str_service.tracing import RequestTracing
-from tests.service.engine_stage import Stage
-from tests.service.pixel_worker import settings
+from tests.service.front import LIMITS, Front
 
 PNG = {"Content-Type": "image/png"}
-LIMITS = settings(max_crop_bytes=2000, max_request_bytes=10_000, max_crops=4)
 
 
-class Service:
+class Service(Front):
     """A REST application and a client for it, in this process."""
 
     def __init__(self, limits: Settings = LIMITS) -> None:
-        self.stage = Stage(limits)
-        self.intake = Intake(limits.queue_bytes)
-        app = create_app(
-            self.stage.engine,
-            Gate(limits.api_keys_file),
-            self.intake,
-            limits,
-            self.stage.metrics,
-            RequestTracing(None, 1.0),
+        super().__init__(limits)
+        self.app = create_app(
+            self.stage.engine, self.gate, self.intake, limits, self.stage.metrics, self.tracing
         )
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://service")
 
     async def recognize(self, **request: Any) -> httpx.Response:
         return await self.http.post("/v1/recognize", **request)
+
+    async def stop(self) -> None:
+        await self.http.aclose()
+        await super().stop()
+
+    def requests(self, method: str, code: str) -> float:
+        """How many requests were counted so."""
+        return self.stage.value("requests_total", protocol="rest", method=method, code=code)
+
+
+@asynccontextmanager
+async def serving(limits: Settings = LIMITS, loaded: bool = True) -> AsyncIterator[Service]:
+    service = Service(limits)
+    await service.open(loaded)
+    try:
+        yield service
+    finally:
+        await service.stop()
 
 
 def body(*crops: bytes, **options: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.service.pixel_worker import plain, settings
-from tests.service.rest_service import PNG, Service, body, parts, problem, said
+from tests.service.rest_service import PNG, Service, body, parts, problem, said, serving
 
 
 async def test_base64_is_read_strictly_and_fails_alone(service: Service) -> None:
@@ -138,8 +138,5 @@ async def test_body_at_the_limits_is_read(service: Service) -> None:
 async def test_too_many_crops(service: Service) -> None:
     for request in ({"json": body(*[b""] * 5)}, {"files": parts(*[b""] * 5)}):
         problem(await service.recognize(**request), 413, "too_many_crops")
-    roomy = Service(settings())
-    await roomy.engine.start()
-    problem(await roomy.recognize(json=body(*[b""] * 2000)), 413, "too_many_crops")
-    await roomy.http.aclose()
-    await roomy.engine.stop()
+    async with serving(settings()) as roomy:
+        problem(await roomy.recognize(json=body(*[b""] * 2000)), 413, "too_many_crops")

@@ -2,20 +2,22 @@
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
-from clip4str_service.batcher import Batcher
 from clip4str_service.schemas import ModelsAnswer, RecognizeAnswer
-from tests.service.pixel_worker import plain
-from tests.service.rest_service import PNG, Service, body, check, parts, problem, said
+from clip4str_service.wire import Phase
+from tests.service.pixel_worker import MODEL, POISON, UNREADABLE, plain, settings
+from tests.service.rest_service import PNG, Service, body, check, parts, problem, said, serving
 
 
 async def test_raw_body(service: Service) -> None:
-    response = await service.recognize(content=plain("#1A2B3C"), headers=PNG, params={"top_k": "2"})
+    response = await service.recognize(content=plain("1A2B3C"), headers=PNG, params={"top_k": "2"})
     answer = check(response, 200, RecognizeAnswer)
-    assert answer["model"] == {"name": "pixels", "revision": "sha256:" + "0" * 64}
+    assert answer["model"] == {"name": MODEL.name, "revision": MODEL.revision}
     assert set(answer["timing"]) == {"decode_ms", "queue_ms", "inference_ms"}
     (result,) = answer["results"]
     visual = result.pop("branches")["visual"]
@@ -39,13 +41,13 @@ async def test_raw_body_of_any_declared_format_is_read_by_its_bytes(service: Ser
 
 async def test_multipart_body(service: Service) -> None:
     response = await service.recognize(
-        files=parts(plain("#111111"), plain("#22AA22")), data={"charset": "digits"}
+        files=parts(plain("111111"), plain("22AA22")), data={"charset": "digits"}
     )
     assert said(response) == ["111111", "2222"]
 
 
 async def test_json_body(service: Service) -> None:
-    request = body(plain("#111111"), plain("#222222"), detail="text")
+    request = body(plain("111111"), plain("222222"), detail="text")
     request["crops"][0]["id"] = "first"
     response = await service.recognize(json=request)
     assert said(response) == ["111111", "222222"]
@@ -73,7 +75,7 @@ async def test_bad_crop_is_the_error_of_a_raw_response(service: Service) -> None
 
 @pytest.mark.parametrize("form", ["multipart", "json"])
 async def test_bad_crops_fail_alone(service: Service, form: str) -> None:
-    crops = [plain(), bytes(2001), b"", plain("#111111")]
+    crops = [plain(), bytes(2001), b"", plain("111111")]
     response = await service.recognize(
         **({"files": parts(*crops)} if form == "multipart" else {"json": body(*crops)})
     )
@@ -83,7 +85,7 @@ async def test_bad_crops_fail_alone(service: Service, form: str) -> None:
 async def test_models(service: Service) -> None:
     (model,) = check(await service.http.get("/v1/models"), 200, ModelsAnswer)["models"]
     assert (model["name"], model["variant"], model["max_length"]) == ("pixels", "tiny", 25)
-    assert model["image_size"] == {"height": 32, "width": 128}
+    assert (model["image_size"]["height"], model["image_size"]["width"]) == MODEL.image_size
 
 
 ALIVE = ["/livez", "/v2/health/live"]
@@ -91,39 +93,110 @@ READY = ["/readyz", "/v2/health/ready", "/v2/models/clip4str/ready"]
 STARTED = ["/startupz", "/v1/models", "/v2/models/clip4str"]
 
 
-async def test_health_follows_the_engine(cold: Service) -> None:
-    async def codes(paths: list[str]) -> set[str]:
-        return {(await cold.http.get(path)).json().get("code", "ok") for path in paths}
+async def test_health_follows_the_supervisor(cold: Service) -> None:
+    async def codes() -> list[set[str]]:
+        answers = [[await cold.http.get(path) for path in paths] for paths in (ALIVE, READY, STARTED)]
+        return [{answer.json().get("code", "ok") for answer in each} for each in answers]
 
-    assert [await codes(paths) for paths in (ALIVE, READY, STARTED)] == [{"ok"}, {"not_ready"}, {"not_ready"}]
+    stage = cold.stage
+    assert await codes() == [{"ok"}, {"not_ready"}, {"not_ready"}]
     response = await cold.recognize(content=b"", headers=PNG)
     assert problem(response, 503, "not_ready")["retry_after_ms"] == 1000
     assert response.headers["Retry-After"] == "1"
-    await cold.engine.start()
-    assert [await codes(paths) for paths in (ALIVE, READY, STARTED)] == [{"ok"}] * 3
-    await cold.engine.drain()
-    assert [await codes(paths) for paths in (ALIVE, READY, STARTED)] == [{"ok"}, {"draining"}, {"ok"}]
+    await stage.load()
+    assert await codes() == [{"ok"}] * 3
+    await stage.say(Phase.RESTARTING)
+    assert await codes() == [{"ok"}, {"not_ready"}, {"ok"}]
+    await stage.say(Phase.FAILED)
+    assert await codes() == [{"not_ready"}, {"not_ready"}, {"ok"}]
+    assert "restarted" in problem(await cold.http.get("/livez"), 503, "not_ready")["detail"]
+    await stage.drain()
+    assert await codes() == [{"ok"}, {"draining"}, {"ok"}]
+    problem(await cold.recognize(content=plain(), headers=PNG), 503, "draining")
 
 
-async def test_dead_batch_loop_is_told_and_ends_the_life(
-    cold: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def die(_: object) -> None:
-        raise RuntimeError("a fault of the batcher")
+async def test_full_queue_tells_when_to_retry() -> None:
+    async with serving(settings(max_crops=4, queue_crops=4)) as service:
+        service.stage.worker.gate.clear()
+        accepted = asyncio.create_task(
+            service.recognize(json=body(plain("111111"), plain(), plain("222222")))
+        )
+        await service.stage.until_running(3)
+        refused = await service.recognize(json=body(plain(), plain()))
+        assert problem(refused, 429, "overloaded")["retry_after_ms"] > 0
+        assert int(refused.headers["Retry-After"]) >= 1
+        service.stage.worker.gate.set()
+        assert said(await accepted) == ["111111", "ABCDEF", "222222"]
+        assert service.requests("/v1/recognize", "overloaded") == 1
 
-    monkeypatch.setattr(Batcher, "_due", die)
-    await cold.engine.start()
-    while cold.engine.ready:  # noqa: ASYNC110 (the loop's death raises no event)
-        await asyncio.sleep(0)
-    for path in ALIVE + READY:
-        assert "restarted" in problem(await cold.http.get(path), 503, "not_ready")["detail"]
-    response = await cold.recognize(content=plain(), headers=PNG)
-    assert "restarted" in problem(response, 503, "not_ready")["detail"]
+
+async def test_timeout_answers_each_crop_or_the_raw_request(service: Service) -> None:
+    service.stage.worker.gate.clear()
+    late = await service.recognize(json=body(plain(), b"", timeout_ms=300))
+    assert said(late) == ["deadline_exceeded", "undecodable_image"]
+    raw = await service.recognize(content=plain("111111"), headers=PNG, params={"timeout_ms": "50"})
+    problem(raw, 504, "deadline_exceeded")
+
+
+async def test_crop_that_breaks_the_model_or_its_process_fails_alone(service: Service) -> None:
+    response = await service.recognize(json=body(plain(UNREADABLE), plain(), plain(POISON)))
+    assert said(response) == ["internal", "ABCDEF", "internal"]
+
+
+async def status_told(
+    service: Service, received: list[Message], leaves: Awaitable[object], content_type: bytes = b"image/png"
+) -> int:
+    """The status of the answer to a client that sends this of its request, and leaves."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        if received:
+            return received.pop(0)
+        await leaves
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/recognize",
+        "query_string": b"",
+        "headers": [(b"content-type", content_type)],
+    }
+    await service.app(scope, receive, send)
+    status: int = sent[0]["status"]
+    return status
+
+
+async def test_client_that_leaves_gives_up_its_crops() -> None:
+    async with serving(settings(max_batch=1)) as service:
+        service.stage.worker.gate.clear()
+        other = asyncio.create_task(service.recognize(content=plain("111111"), headers=PNG))
+        await service.stage.until_running(1)
+        body_ = {"type": "http.request", "body": plain(), "more_body": False}
+        assert await status_told(service, [body_], service.stage.until_prepared(2)) == 499
+        await service.stage.until_queued(0)
+        assert service.stage.value("dropped_total", reason="cancelled") == 1
+        assert service.requests("/v1/recognize", "cancelled") == 1
+        service.stage.worker.gate.set()
+        assert said(await other) == ["111111"]
+        assert service.stage.worker.batches == [1]
+
+
+@pytest.mark.parametrize(
+    "content_type", [b"image/png", b"application/json", b"multipart/form-data; boundary=b"]
+)
+async def test_client_that_leaves_in_mid_upload(service: Service, content_type: bytes) -> None:
+    half = {"type": "http.request", "body": b"--b\r\n", "more_body": True}
+    assert await status_told(service, [half], asyncio.sleep(0), content_type) == 499
 
 
 async def test_open_inference_metadata(service: Service) -> None:
     metadata = (await service.http.get("/v2/models/clip4str")).json()
-    assert (metadata["name"], metadata["versions"]) == ("clip4str", ["sha256:" + "0" * 64])
+    assert (metadata["name"], metadata["versions"]) == ("clip4str", [MODEL.revision])
     assert metadata["inputs"][0]["datatype"] == metadata["outputs"][0]["datatype"] == "BYTES"
 
 
@@ -140,7 +213,7 @@ async def test_fault_of_ours_is_internal_and_logged(
     def fail(*_: object) -> None:
         raise RuntimeError("a secret detail")
 
-    monkeypatch.setattr(service.engine, "recognize", fail)
+    monkeypatch.setattr(service.stage.engine, "recognize", fail)
     response = await service.recognize(content=plain(), headers=PNG)
     assert "secret" not in problem(response, 500, "internal")["detail"]
     assert "a secret detail" in caplog.text
@@ -164,12 +237,9 @@ async def test_requests_are_logged_and_counted(service: Service, caplog: pytest.
         ("/v1/recognize", "undecodable_image", 1, 422),
     ]
 
-    def count(method: str, code: str) -> float | None:
-        labels = {"protocol": "rest", "method": method, "code": code}
-        return service.metrics.registry.get_sample_value("clip4str_requests_total", labels)
-
-    assert count("/v1/recognize", "ok") == count("/v1/recognize", "undecodable_image") == 1
-    assert count("other", "not_found") == 1
+    assert service.requests("/v1/recognize", "ok") == 1
+    assert service.requests("/v1/recognize", "undecodable_image") == 1
+    assert service.requests("other", "not_found") == 1
 
 
 async def test_openapi_is_whole(service: Service) -> None:
@@ -194,5 +264,7 @@ async def test_openapi_is_whole(service: Service) -> None:
         "priority",
         "timeout_ms",
     ]
-    assert {"200", "400", "413", "415", "422", "429", "500", "503", "504"} <= set(recognize["responses"])
+    assert {"200", "400", "401", "413", "415", "422", "429", "500", "503", "504"} <= set(
+        recognize["responses"]
+    )
     assert (await service.http.get("/docs")).status_code == 200
