@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     decode_threads: Count = Field(
         default_factory=lambda: min(4, os.cpu_count() or 1), le=256, description="threads that decode images"
     )
-    hang_timeout_ms: Count = Field(
+    hang_timeout_ms: int = Field(
         5_000,
         ge=500,
         le=600_000,

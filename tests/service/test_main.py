@@ -1,17 +1,16 @@
 """The command line: one clear line and exit code 2 for what is wrong."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
+from pathlib import Path
 
 import pytest
 
-from clip4str_service.__main__ import end_threads, main
-from clip4str_service.settings import Settings, variable
+from clip4str_service.__main__ import main
+from clip4str_service.auth import load_keys
+from clip4str_service.settings import Settings, flag, load_settings, variable
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +42,66 @@ def test_bad_setting(command: list[str], capsys: pytest.CaptureFixture[str]) -> 
     assert err.count("\n") == 1
 
 
-def test_wish_for_authentication(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("CLIP4STR_API_KEYS_FILE", "/keys")
-    assert main([]) == 2
+def test_checked_settings_are_those_that_would_be_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"devices": "cuda:1,cpu", "max_delay_ms": "1.5", "host": "::1", "tls_cert_file": ""}
+    assert (
+        main(["check", *(text for name, value in given.items() if value for text in (flag(name), value))])
+        == 0
+    )
+    for line in capsys.readouterr().out.splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    assert load_settings({}) == load_settings({name: value for name, value in given.items() if value})
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve"], []])
+def test_file_that_a_setting_names_must_be_good(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[keys.a]\nsha256 = "short"\n')
+    certificate = tmp_path / "cert.pem"
+    for flags, mentions in (
+        (["--api-keys-file", str(keys)], "keys.a.sha256"),
+        (["--api-keys-file", str(tmp_path / "none.toml")], "none.toml: No such file"),
+        (["--tls-cert-file", str(certificate)], "CLIP4STR_TLS_KEY_FILE"),
+        (["--tls-cert-file", str(certificate), "--tls-key-file", str(certificate)], "cert.pem"),
+        (["--tls-client-ca-file", str(certificate)], "CLIP4STR_TLS_CERT_FILE"),
+    ):
+        assert main([*command, *flags]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("clip4str-service: ")
+        assert err.count("\n") == 1
+        assert mentions in err
+
+
+def test_made_key_is_good_and_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ""
+    made = []
+    for name in ("invoices", "maps"):
+        assert main(["key", name]) == 0
+        out, err = capsys.readouterr()
+        made.append(err.strip())
+        assert err.strip() not in out
+        lines += out
+    path = tmp_path / "keys.toml"
+    path.write_text(lines)
+    keys = load_keys(path)
+    assert [keys.authenticate(key).name for key in made] == ["invoices", "maps"]
+    assert main(["check", "--api-keys-file", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["key"], ["key", "not a name"], ["check", "invoices"], ["serve", "invoices"]]
+)
+def test_key_takes_a_name_and_nothing_else_does(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "authenticating proxy" in err
+    assert err.startswith("clip4str-service: ")
 
 
 @pytest.mark.parametrize("arguments", [["--htp-port", "1"], ["--http-port"], ["sing"], ["--http", "1"]])
@@ -69,7 +122,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{field.replace('_', '-')}" in out for field in Settings.model_fields)
 
 
-@pytest.mark.parametrize("taken_port", ["http", "grpc"])
+@pytest.mark.parametrize("taken_port", ["http", "grpc", "metrics"])
 def test_taken_port_ends_the_start_with_one_line(taken_port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = {"http": 0, "grpc": 0, "metrics": 0, taken_port: taken.getsockname()[1]}
@@ -81,76 +134,3 @@ def test_taken_port_ends_the_start_with_one_line(taken_port: str) -> None:
         f"clip4str-service: CLIP4STR_{taken_port.upper()}_PORT (--{taken_port}-port): cannot listen"
     )
     assert ended.stderr.count("\n") == 1
-
-
-SCRIPT = """
-import asyncio, sys
-from clip4str_service import server
-from tests.service.pixel_worker import PixelWorker, settings
-
-class Announcing(server.Server):
-    async def load(self):
-        await super().load()
-        print("ready", flush=True)
-
-server.Server = Announcing
-server.ThreadWorker = lambda *_, **__: PixelWorker()
-sys.exit(0 if asyncio.run(server.serve(settings())) else 1)
-"""
-
-
-def test_interrupt_ends_the_service_with_exit_code_0() -> None:
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as service:
-        assert service.stdout is not None
-        assert service.stdout.readline() == "ready\n"
-        service.send_signal(signal.SIGINT)
-        assert service.wait(60) == 0
-
-
-DYING = """
-import sys
-from clip4str_service import server
-from clip4str_service.__main__ import main
-from tests.service.pixel_worker import PixelWorker
-
-async def die(_):
-    raise OSError("the sockets are lost")
-
-server._HttpServer.main_loop = die
-server.ThreadWorker = lambda *_, **__: PixelWorker()
-sys.exit(main(["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]))
-"""
-
-
-def test_death_of_rest_ends_the_service_with_one_line() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", DYING], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert ended.returncode == 1
-    assert ended.stderr == "clip4str-service: REST ended by itself: the sockets are lost\n"
-
-
-BUSY = """
-import logging, sys, threading
-from clip4str_service import __main__
-
-logging.basicConfig(stream=sys.stdout)
-__main__._THREADS_SECONDS = 0.1
-threading.Thread(target=threading.Event().wait, name="stuck").start()
-__main__.end_threads(3)
-"""
-
-
-def test_stuck_thread_does_not_hold_up_the_end() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode == 3
-    assert "threads still busy" in ended.stdout
-
-
-def test_idle_threads_end_by_themselves() -> None:
-    thread = threading.Thread(target=time.sleep, args=(0.05,))
-    thread.start()
-    end_threads(3)
-    assert not thread.is_alive()
