@@ -31,7 +31,7 @@ def test_defaults_are_those_that_clients_rely_on() -> None:
     assert settings.max_delay_ms <= 2.0
     assert (settings.devices, settings.precision, settings.max_batch) == (("auto",), "auto", 64)
     assert (settings.frontends, settings.cache_bytes) == (1, 0)
-    assert settings.api_keys_file is settings.tls_cert_file is settings.otlp_endpoint is None
+    assert (settings.api_keys_file, settings.tls_cert_file, settings.otlp_endpoint) == (None, None, None)
 
 
 def test_flag_wins_over_variable_wins_over_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +139,9 @@ def test_names_of_a_setting() -> None:
 
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_no_setting_has_two_bounds_of_a_kind() -> None:
+    for name, field in Settings.model_fields.items():
+        bounds = [type(bound) for bound in field.metadata]
+        assert len(bounds) == len(set(bounds)), f"{name}: only the first one of a kind is enforced"
