@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ from clip4str_service.wire import Stop
 log = logging.getLogger(__name__)
 
 M = TypeVar("M")
+T = TypeVar("T")
 
 _STOP_SECONDS = 2.0  # for a child that has nothing left to do
 _TICKS = 8  # looks at a child in the time that it may be silent
@@ -26,11 +27,15 @@ _TICKS = 8  # looks at a child in the time that it may be silent
 class Child(Generic[M]):
     """One process that runs a module of the service. `over` is done, with its exit code, when it is gone.
 
-    From its first message on it must say something every `silence` seconds, or it is taken for hung and killed.
+    From its first message on it must say something every `silence` seconds, or it is taken for hung and killed. What
+    it is told before it is started, or when it is gone, nobody hears.
     """
+
+    over: asyncio.Task[int]
 
     def __init__(self, name: str, receive: Callable[[M], None], silence: float) -> None:
         self.hung = False
+        self._channel: Channel[M] | None = None
         self._name = name
         self._receive = receive
         self._silence = silence
@@ -42,32 +47,49 @@ class Child(Generic[M]):
         `messages`: the union of the types that it may send; `inherited`: more descriptors that it has by the same
         numbers. Raises OSError.
         """
-        ours, theirs = socket.socketpair()
-        self._descriptors, their_descriptors = socket.socketpair()
-        numbers = theirs.fileno(), their_descriptors.fileno()
-        with theirs, their_descriptors:
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            channel, their_channel = socket.socketpair()
+            ours.enter_context(channel)
+            theirs.enter_context(their_channel)
+            self._descriptors, their_descriptors = socket.socketpair()
+            ours.enter_context(self._descriptors)
+            theirs.enter_context(their_descriptors)
+            numbers = their_channel.fileno(), their_descriptors.fileno()
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, *map(str, numbers), pass_fds=(*numbers, *inherited)
+                sys.executable,
+                "-m",
+                module,
+                *map(str, numbers),
+                pass_fds=(*numbers, *inherited),
+                process_group=0,  # what a terminal sends to all is meant for the supervisor alone
             )
-        self.over: asyncio.Task[int] = asyncio.create_task(self._process.wait())
-        self._channel: Channel[M] = await open_channel(ours, messages, self._told, lambda: None)
+            self.over = asyncio.create_task(self._process.wait())
+            try:
+                self._channel = await open_channel(channel, messages, self._told, lambda: None)
+            except BaseException:
+                self.kill()
+                await asyncio.wait([self.over])
+                raise
+            ours.pop_all()
         self._watcher = asyncio.create_task(self._watch())
         self.over.add_done_callback(self._clean)
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The started process's id."""
         return self._process.pid
 
     def send(self, message: msgspec.Struct) -> None:
-        """Tells it something; a process that is gone does not hear it."""
-        self._channel.send(message)
+        """Tells it something."""
+        if self._channel is not None:
+            self._channel.send(message)
 
     def give(self, message: msgspec.Struct, descriptor: int) -> None:
         """Tells it something that comes with a descriptor, of which it gets one of its own."""
-        with contextlib.suppress(OSError):  # it is gone
-            send_descriptor(self._descriptors, descriptor)
-        self._channel.send(message)
+        if self._channel is not None:
+            with contextlib.suppress(OSError):  # it is gone
+                send_descriptor(self._descriptors, descriptor)
+            self._channel.send(message)
 
     def kill(self) -> None:
         """Ends it at once, whatever it does."""
@@ -82,7 +104,12 @@ class Child(Generic[M]):
             self.kill()
 
     async def end(self, grace: float) -> None:
-        """Tells it to stop, with so many seconds for answers to leave; kills it when it is not gone then."""
+        """Tells it to stop, with so many seconds for answers to leave; kills it when it is not gone then.
+
+        Does nothing for one that was not started, or whose start failed. Not to be called during the start.
+        """
+        if self._channel is None:
+            return
         self.send(Stop(grace))
         await asyncio.wait([self.over], timeout=grace + _STOP_SECONDS)
         self.kill()
@@ -106,5 +133,18 @@ class Child(Generic[M]):
 
     def _clean(self, _: asyncio.Task[int]) -> None:
         self._watcher.cancel()
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
         self._descriptors.close()
+
+
+async def side_by_side(starts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Runs them all. When one fails, or this is cancelled, all others have been cancelled and ended before it raises."""
+    tasks = [asyncio.ensure_future(start) for start in starts]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise

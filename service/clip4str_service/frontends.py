@@ -109,7 +109,11 @@ class FrontEnd:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not life.listening.done():
             raise FrontEndError(f"a front end ended while it started: exit code {life.child.over.result()}")
-        await life.listening
+        try:
+            await life.listening
+        except FrontEndError:
+            await life.child.end(0.0)
+            raise
         self.up = True
         self._changed()
         return life

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from clip4str_service.arena import Slots
-from clip4str_service.batcher import Batch, Batcher, Bounds
+from clip4str_service.batcher import Batch, Batcher, BatcherClosedError, Bounds
+from clip4str_service.child import side_by_side
 from clip4str_service.readings import ModelInfo
 from clip4str_service.wire import Done, DropReason, Load, Loaded, Wanted
 from clip4str_service.workers import WorkerDiedError, WorkerStartError
@@ -104,17 +105,22 @@ class Generation:
     def __init__(self, number: int, care: Care, bounds: Bounds, observer: Observer) -> None:
         self.number = number
         self.up: set[Worker] = set()
-        self.hopeless = False
         self._care = care
         self._observer = observer
         self._bounds = bounds
         self._keepers: list[asyncio.Task[None]] = []
+        self._failures: dict[str, int] = {}  # starts in a row that failed, by the order's name
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no worker is up, and none can be started any more."""
+        return not self.up and min(self._failures.values(), default=0) >= _HOPELESS
 
     async def load(self, orders: Sequence[Load]) -> None:
         """Starts a worker for each order. Raises WorkerStartError when one cannot, or loads another model."""
         workers = [self._care.worker(order) for order in orders]
         try:
-            loaded = await asyncio.gather(*(worker.start() for worker in workers))
+            loaded = await side_by_side(worker.start() for worker in workers)
             models = [each.model for each in loaded]
             if len({model.revision for model in models}) > 1:
                 raise WorkerStartError("the model changed while it was loaded: load it again")
@@ -128,6 +134,7 @@ class Generation:
         self.batcher: Batcher[Job, bytes] = Batcher(bounds, self, sizeof=len)
         self.load_seconds = max(worker.load_seconds for worker in workers)
         for order, worker, each in zip(orders, workers, loaded, strict=True):
+            self._failures[order.name] = 0
             self._keepers.append(asyncio.create_task(self._keep(order, worker, each)))
 
     async def drained(self) -> None:
@@ -174,7 +181,6 @@ class Generation:
         """Runs a worker's lanes until it is gone."""
         worker.share(self.slots)
         self.up.add(worker)
-        self.hopeless = False
         self._care.changed()
         runners = [(worker, lane % loaded.processors) for lane in range(loaded.lanes)]
         lanes = [asyncio.create_task(self._run(worker, runner)) for runner in runners]
@@ -193,7 +199,10 @@ class Generation:
         """One lane: takes a batch, has it read, and again."""
         loop = asyncio.get_running_loop()
         while True:
-            batch = await self.batcher.take(runner)
+            try:
+                batch = await self.batcher.take(runner)
+            except BatcherClosedError:
+                return
             slots, wanted = zip(*batch.items, strict=True)
             try:
                 done = await worker.read(slots, wanted, self._limit(len(batch)))
@@ -213,7 +222,6 @@ class Generation:
         return max(self._care.patience, _SLOW * usual)
 
     async def _restart(self, order: Load) -> tuple[Worker, Loaded]:
-        failures = 0
         while True:
             worker = self._care.worker(order)
             try:
@@ -222,8 +230,7 @@ class Generation:
                     raise WorkerStartError("the model's file is another one now: reload the service")
             except WorkerStartError as error:
                 await worker.stop()
-                failures += 1
-                self.hopeless = failures >= _HOPELESS
+                failures = self._failures[order.name] = self._failures[order.name] + 1
                 self._care.changed()
                 pause = min(_LAST_PAUSE, _FIRST_PAUSE * 2 ** (failures - 1))
                 why = {"worker": order.name, "why": str(error), "next_s": pause}
@@ -233,5 +240,6 @@ class Generation:
                 await worker.stop()
                 raise
             else:
+                self._failures[order.name] = 0
                 self.load_seconds = worker.load_seconds
                 return worker, loaded

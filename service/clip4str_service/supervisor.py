@@ -18,6 +18,7 @@ from functools import partial
 
 from clip4str_service.auth import KeyRing, KeysError
 from clip4str_service.batcher import Bounds
+from clip4str_service.child import side_by_side
 from clip4str_service.dispatcher import Dispatcher
 from clip4str_service.errors import DrainingError, NotReadyError
 from clip4str_service.frontends import FrontEnd
@@ -94,7 +95,7 @@ class Supervisor:
             silence = settings.hang_timeout_ms / 1000
             self._front_ends.append(FrontEnd(order, self._dispatcher, self._tell, silence=silence))
         self._tell()
-        await asyncio.gather(*(front_end.start() for front_end in self._front_ends))
+        await side_by_side(front_end.start() for front_end in self._front_ends)
         log.info("listening", extra={"host": settings.host, "ports": self.ports._asdict()})
 
     async def load(self) -> None:
@@ -137,8 +138,7 @@ class Supervisor:
         self._dispatcher.refuse(DrainingError("the service is about to stop and takes no more requests"))
         self._tell()
         generations = self._generations
-        for task in self._retiring.values():
-            task.cancel()
+        retiring = list(self._retiring.values())
         drained = True
         try:
             async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
@@ -148,7 +148,9 @@ class Supervisor:
             for generation in generations:
                 generation.batcher.stop()
         await asyncio.gather(*(front_end.stop(_CLOSE_SECONDS) for front_end in self._front_ends))
-        await asyncio.gather(*(generation.stop() for generation in generations))
+        if self._generation is not None:
+            await self._generation.stop()
+        await asyncio.gather(*retiring)
         self._closing.close()
         log.log(logging.INFO if drained else logging.ERROR, "stopped", extra={"drained": drained})
         return drained
@@ -268,8 +270,10 @@ class Supervisor:
             front_end.state(State(phase, round(seconds * 1000)))
 
 
-async def serve(settings: Settings) -> bool:
+async def serve(settings: Settings, worker: str = WORKER) -> bool:
     """Serves until SIGTERM or SIGINT; loads again at SIGHUP. False when accepted crops were given up at the end.
+
+    `worker`: as of `Supervisor`.
 
     Raises:
         PortError, FrontEndError, WorkerStartError, KeysError: the service cannot start.
@@ -281,7 +285,7 @@ async def serve(settings: Settings) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, reloading.set)
-    supervisor = Supervisor(settings)
+    supervisor = Supervisor(settings, worker)
     stop = asyncio.create_task(stopping.wait())
     work = asyncio.create_task(_work(supervisor, reloading))
     try:

@@ -42,7 +42,6 @@ class WorkerProcess:
         self.load_seconds = 0.0
         self._order = order
         self._child: Child[FromWorker] = Child(order.name, self._told, silence)
-        self._started = False
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._batches: dict[int, asyncio.Future[Done]] = {}
         self._numbers = itertools.count()
@@ -54,7 +53,6 @@ class WorkerProcess:
             await self._child.start(self._module, FromWorker)
         except OSError as error:
             raise WorkerStartError(f"the worker's process cannot be started: {error.strerror}") from error
-        self._started = True
         self._child.over.add_done_callback(self._gone)
         self._child.send(self._order)
         loaded = await self._loaded
@@ -86,6 +84,7 @@ class WorkerProcess:
                 done: Done = await answer
         except TimeoutError:
             self._child.kill_hung(f"a batch of {len(slots)} crops took longer than {limit:.1f} s")
+            await self.over()  # nothing of the batch is given to another lane of the same dying process
             raise WorkerDiedError("the worker hung") from None
         finally:
             del self._batches[number]
@@ -93,13 +92,13 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """Ends it; what it still reads is lost."""
-        if self._started:
-            await self._child.end(0.0)
+        await self._child.end(0.0)
 
     def _told(self, message: FromWorker) -> None:
         match message:
             case Loaded():
-                self._loaded.set_result(message)
+                if not self._loaded.done():  # else whoever waited was cancelled
+                    self._loaded.set_result(message)
             case StartFailed():
                 self._fail(message.reason)
             case Done():

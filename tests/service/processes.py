@@ -1,0 +1,69 @@
+"""What the system tells of processes: whose children they are, what they have open and mapped."""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_PROC = Path("/proc")
+_PATIENCE = 30.0  # seconds, on a machine that is busy with other things
+
+
+def children(parent: int | None = None) -> list[int]:
+    """The living children of a process, this one if none is named."""
+    parent = os.getpid() if parent is None else parent
+    every = [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
+    return sorted(pid for pid in every if (found := _stat(pid)) is not None and found[1] == parent)
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs, or could."""
+    return _stat(pid) is not None
+
+
+def module(pid: int) -> str:
+    """What `python -m` it runs."""
+    arguments = (_PROC / str(pid) / "cmdline").read_text().split("\0")
+    return arguments[arguments.index("-m") + 1]
+
+
+def mapped(pid: int, name: str) -> int:
+    """How many mappings it has of files whose path contains `name`."""
+    return sum(name in line for line in (_PROC / str(pid) / "maps").read_text().splitlines())
+
+
+def descriptors(pid: int | None = None) -> list[str]:
+    """What a process, this one if none is named, has open; sockets and pipes without their numbers."""
+    named = []
+    for path in (_PROC / str(pid or "self") / "fd").iterdir():
+        try:
+            named.append(str(path.readlink()).partition("[")[0])
+        except FileNotFoundError:  # the descriptor of this very list
+            continue
+    return sorted(named)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when it holds."""
+    async with asyncio.timeout(_PATIENCE):
+        while not condition():  # noqa: ASYNC110 (the system raises no event)
+            await asyncio.sleep(0.005)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = _PATIENCE) -> None:
+    """As `until`, without a loop of events."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.005)
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """State and parent; None when it is gone, or dead and not yet buried."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, parent = text.rpartition(")")[2].split()[:2]
+    return None if state in "ZX" else (state, int(parent))
