@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 
 from clip4str_service.batcher import (
     Admission,
@@ -72,7 +72,7 @@ class Stage:
         self.gone: list[int] = []
         self.unreadable: set[int] = set()
         self.deadly: set[int] = set()
-        self._lanes: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def now(self) -> float:
@@ -133,7 +133,11 @@ class Stage:
     ) -> None:
         """Has a runner take batches, each for so many seconds by its size, until the stage is left."""
         for _ in range(lanes):
-            self._lanes.append(asyncio.create_task(self._run(name, seconds, limit)))
+            self._tasks.append(asyncio.create_task(self._run(name, seconds, limit)))
+
+    def background(self, work: Coroutine[None, None, None]) -> None:
+        """Has something done beside the scenario, by the time that the stage is left."""
+        self._tasks.append(asyncio.create_task(work))
 
     async def _run(self, name: Hashable, seconds: Callable[[int], float], limit: int | None) -> None:
         while True:
@@ -153,7 +157,7 @@ class Stage:
     async def leave(self) -> None:
         """Stops the batcher and waits for the runners."""
         self.batcher.stop()
-        await asyncio.gather(*self._lanes)
+        await asyncio.gather(*self._tasks)
 
 
 def play(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, sqrt
+from math import sqrt
 
 _FORGETTING = 0.95  # the weight of a batch when the next one was run: the last twenty or so count
 _EVIDENCE = 5  # batches
@@ -11,26 +11,28 @@ _STEADY = 0.05  # of a duration: no smaller deviation makes an outlier
 _ADAPTING = 0.8  # the typical deviation's own forgetting: what seemed an outlier is believed when it persists
 _DEVIATIONS = 2.0  # between the expected and the optimistic
 _THRIFT = 1.05  # times the cost of an item: that is little more
-_SAME = 1e-6  # items²: sizes that vary by less tell nothing of the cost of an item
+_SAME = 1e-6  # items: sizes whose second moment is less tell nothing of what an item costs
 
 
 class Cost:
-    """seconds(n) = per_item * n + per_batch, both >= 0: recursive least squares with forgetting.
+    """seconds(n) = per_item * n + per_batch, both >= 0: weighted recursive least squares with forgetting.
 
     Least squares with two unknowns have a closed form in the means and the second moments about them, which are
-    what is kept. A batch that took much longer or shorter than others do pulls the estimate by a bounded step.
+    what is kept. A batch weighs 1 / n: its duration is the less certain the more items it has. One that took much
+    longer or shorter than others do pulls the estimate by a bounded step.
     """
 
     def __init__(self) -> None:
         self.per_item = 0.0
         self.per_batch = 0.0
         self._batches = 0
+        self._usual = 0.0
         self._weight = 0.0
         self._mean_items = 0.0
         self._mean_seconds = 0.0
-        self._items_items = 0.0  # sum over batches of weight * (items - their mean)²
+        self._items_items = 0.0  # the sum over batches of weight * (items - their mean)²
         self._items_seconds = 0.0
-        self._deviation = 0.0
+        self._deviation = 0.0  # in seconds / sqrt(items)
 
     @property
     def known(self) -> bool:
@@ -40,7 +42,7 @@ class Cost:
     @property
     def usual(self) -> float:
         """The items in a batch, on average."""
-        return self._mean_items
+        return self._usual
 
     def economic(self, items: int) -> float:
         """The size of a batch which costs little more for each of its items than a batch of so many."""
@@ -63,20 +65,25 @@ class Cost:
         """Takes a batch into account."""
         expected = self.per_item * items + self.per_batch
         surprise = seconds - expected
-        limit = _OUTLIER * max(self._deviation, _STEADY * expected) if self.known else inf
-        surprise = max(-limit, min(limit, surprise))
+        if self.known:
+            limit = _OUTLIER * max(self._deviation * sqrt(items), _STEADY * expected)
+            surprise = max(-limit, min(limit, surprise))
         if self._batches:
-            self._deviation += (1 - _ADAPTING) * (abs(surprise) - self._deviation)
+            self._deviation += (1 - _ADAPTING) * (abs(surprise) / sqrt(items) - self._deviation)
         self._batches += 1
         self._fit(items, expected + surprise)
 
     def _fit(self, items: int, seconds: float) -> None:
-        self._weight = _FORGETTING * self._weight + 1
+        trust = 1 / items
+        self._weight = _FORGETTING * self._weight + trust
         more_items = items - self._mean_items
-        self._mean_items += more_items / self._weight
-        self._mean_seconds += (seconds - self._mean_seconds) / self._weight
-        self._items_items = _FORGETTING * self._items_items + more_items * (items - self._mean_items)
-        self._items_seconds = _FORGETTING * self._items_seconds + more_items * (seconds - self._mean_seconds)
+        self._mean_items += more_items * trust / self._weight
+        self._mean_seconds += (seconds - self._mean_seconds) * trust / self._weight
+        self._items_items = _FORGETTING * self._items_items + trust * more_items * (items - self._mean_items)
+        self._items_seconds = _FORGETTING * self._items_seconds + trust * more_items * (
+            seconds - self._mean_seconds
+        )
         slope = self._items_seconds / (self._items_items + _SAME)
         self.per_item = max(0.0, min(slope, self._mean_seconds / self._mean_items))
         self.per_batch = max(0.0, self._mean_seconds - self.per_item * self._mean_items)
+        self._usual += (1 - _FORGETTING) * (items - self._usual) if self._usual else items

@@ -14,7 +14,7 @@ from clip4str_service.batching.room import Room
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MARGIN = 1.25  # times what it is forecast to take: the time that an item must have to come in
+_MARGIN = 1.3  # times what it is forecast to take: the time that an item must have to come in
 _UNKNOWN = 1.0  # seconds to come back after, while nothing is known of what batches cost
 _SOONEST, _LATEST = 0.05, 60.0  # seconds to come back after, in any case
 _COUNTED = 1.0  # seconds: many clients count in whole ones

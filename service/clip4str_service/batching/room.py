@@ -67,7 +67,7 @@ class Room:
             reason = f"the queue has room for {self._max_bytes} bytes of {self._kind}items"
             return Refusal(reason, ceil(over * items / nbytes))
         active, earlier = self._others(tenant, now)
-        if active == 1 or not self.items:
+        if active == 1:
             return None
         held = self._held.get(tenant) or _Holding()
         for asked, own, used, bound, wished in (
