@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -59,6 +60,9 @@ Context: TypeAlias = Any
 MethodHandler: TypeAlias = Any
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
+_caller: ContextVar[Caller] = ContextVar("caller")
+"""Who made the call that is being answered."""
+
 
 class RpcServer:
     """The gRPC server of an engine: recognition, health and reflection."""
@@ -76,7 +80,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         self._credentials = credentials
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(metrics, tracing, intake, settings.max_request_bytes)],
+            interceptors=[CallContext(gate, intake, settings, metrics, tracing)],
             maximum_concurrent_rpcs=settings.max_calls,
             options=[
                 ("grpc.max_receive_message_length", settings.max_request_bytes + _OVERSIZE),
@@ -92,7 +96,7 @@ class RpcServer:
                 ("grpc.max_connection_age_grace_ms", settings.default_timeout_ms),
             ],
         )
-        servicer = RecognitionServicer(engine, gate, settings)
+        servicer = RecognitionServicer(engine, settings)
         add_RecognitionServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -131,60 +135,57 @@ class RpcServer:
 class RecognitionServicer(RecognitionServiceServicer):
     """The calls of recognition.proto."""
 
-    def __init__(self, engine: Engine, gate: Gate, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
-        self._gate = gate
         self._settings = settings
 
     async def Recognize(  # noqa: N802 (the protocol's name)
         self, request: pb.RecognizeRequest, context: Context
     ) -> pb.RecognizeResponse:
         """Reads one or many crops."""
-        caller = self._caller(context)
         self._engine.check_ready()
         options = options_of(request.options)
         ids = ids_of(request.crops)
         contents = [crop.content for crop in request.crops]
-        answer = await self._engine.recognize(contents, options, caller, _deadline(context))
+        answer = await self._engine.recognize(contents, options, _caller.get(), _deadline(context))
         return recognize_response(ids, answer, options.detail)
 
     async def RecognizeStream(  # type: ignore[override]  # noqa: N802 (it writes by itself)
         self, request_iterator: AsyncIterator[pb.RecognizeStreamRequest], context: Context
     ) -> None:
         """Reads crops as they come, answers each when it is read."""
-        caller = self._caller(context)
         self._engine.check_ready()
-        stream = CropStream(self._engine, self._settings, caller, _deadline(context), context.write)
+        stream = CropStream(self._engine, self._settings, _caller.get(), _deadline(context), context.write)
         await stream.run(request_iterator)
 
     async def GetModel(  # noqa: N802
         self,
         request: pb.GetModelRequest,  # noqa: ARG002 (it is empty)
-        context: Context,
+        context: Context,  # noqa: ARG002 (grpc passes it)
     ) -> pb.GetModelResponse:
         """Describes the loaded model."""
-        self._caller(context)
         return model_response(self._engine.model)
 
-    def _caller(self, context: Context) -> Caller:
-        metadata: Sequence[tuple[str, str | bytes]] = context.invocation_metadata() or ()
 
-        def values(name: str) -> list[str]:
-            return [value for key, value in metadata if key == name and isinstance(value, str)]
+class CallContext(grpc.aio.ServerInterceptor):
+    """Around each call of ours: who calls, ids, metrics, span, its line in the log, its error as a rich status.
 
-        return self._gate.caller(values, current_span.get().traceparent)
-
-
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Around each call of ours: its ids, metrics, span, its line in the log, and its error as a rich status."""
+    A message is looked at only when its sender may call.
+    """
 
     def __init__(
-        self, metrics: FrontEndMetrics, tracing: RequestTracing, intake: Intake, max_request_bytes: int
+        self,
+        gate: Gate,
+        intake: Intake,
+        settings: Settings,
+        metrics: FrontEndMetrics,
+        tracing: RequestTracing,
     ) -> None:
+        self._gate = gate
+        self._intake = intake
+        self._max_request_bytes = settings.max_request_bytes
         self._metrics = metrics
         self._tracing = tracing
-        self._intake = intake
-        self._max_request_bytes = max_request_bytes
 
     async def intercept_service(
         self,
@@ -271,6 +272,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             )
 
         try:
+            _caller.set(self._gate.caller(_values(context), span.traceparent))
             response = await answer()
         except asyncio.CancelledError:
             remaining = context.time_remaining()
@@ -309,6 +311,12 @@ def _as_service_error(error: Exception) -> ServiceError:
 
 def _text(value: str | bytes | None) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _values(context: Context) -> Callable[[str], list[str]]:
+    """All values of the call's metadata by their name, those that are text."""
+    metadata: Sequence[tuple[str, str | bytes]] = context.invocation_metadata() or ()
+    return lambda name: [value for key, value in metadata if key == name and isinstance(value, str)]
 
 
 def _deadline(context: Context) -> float | None:

@@ -33,9 +33,11 @@ class Front:
     async def stop(self) -> None:
         """Gives everything up; the test fails if anything is held of a request."""
         self.stage.worker.gate.set()
-        if hasattr(self.stage.generation, "batcher"):
-            await self.until_idle()
-        await self.stage.stop()
+        try:
+            if hasattr(self.stage.generation, "batcher"):
+                await self.until_idle()
+        finally:
+            await self.stage.stop()
 
     @property
     def held(self) -> dict[str, int]:
