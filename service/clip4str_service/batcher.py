@@ -18,7 +18,6 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from clip4str_service.batching.cost import Cost
-from clip4str_service.batching.forecast import Runner
 from clip4str_service.batching.gate import (
     BatcherFullError,
     Bounds,
@@ -42,7 +41,7 @@ from clip4str_service.batching.places import (
     State,
     Work,
 )
-from clip4str_service.batching.takers import Taker, Takers
+from clip4str_service.batching.takers import Fate, Taker, Takers
 
 __all__ = [
     "Admission",
@@ -53,6 +52,7 @@ __all__ = [
     "Bounds",
     "DeadlineUnmeetableError",
     "DropReason",
+    "Fate",
     "ItemExpiredError",
     "ItemWithdrawnError",
     "Observer",
@@ -92,7 +92,7 @@ class Batcher(Generic[T, R]):
         self._takers = Takers(self._line, bounds.max_delay)
         self._memory = Memory(bounds.cache_bytes, sizeof)
         self._admissions: dict[Admission[T, R], None] = {}  # whose owner was not told of all outcomes yet
-        self._batches: dict[Batch[T, R], Runner] = {}  # that run
+        self._batches: dict[Batch[T, R], Taker] = {}  # that run
         self._emptied = asyncio.Event()
         self._emptied.set()
         self._closed = False
@@ -198,11 +198,11 @@ class Batcher(Generic[T, R]):
         self._tell([place])
         self._takers.look(self._loop.time())
 
-    async def take(self, runner: Hashable, limit: int | None = None) -> Batch[T, R]:
+    async def take(self, runner: Hashable, limit: int | None = None, fate: Fate | None = None) -> Batch[T, R]:
         """The next batch for a runner, of `limit` items at most; returns when it is due, and seals it then.
 
         While several runners wait, each takes its part of what waits; takers of the same runner do not share. A
-        taker that is cancelled loses nothing.
+        taker that is cancelled loses nothing. `fate`: what dies when the runner dies, if others share it.
 
         Raises:
             BatcherClosedError: the batcher was stopped.
@@ -210,13 +210,13 @@ class Batcher(Generic[T, R]):
         if limit is not None and limit < 1:
             raise ValueError(f"a batch holds at least one item, not {limit}")
         limit = min(limit or self.bounds.max_batch, self.bounds.max_batch)
-        taker = Taker(runner, self._gate.forecast.runner(runner, limit), limit)
+        taker = Taker(runner, self._gate.forecast.runner(runner, limit), fate or Fate(), limit)
         self._takers.add(taker)
         try:
             await asyncio.sleep(0)  # runners that become free together share what waits
             while not self._stopped:
                 await taker.due()
-                batch = self._seal(taker)
+                batch = self._seal(taker) if self._takers.may_go(taker) else None
                 if batch is not None:
                     return batch
                 self._takers.look(self._loop.time())
@@ -229,11 +229,11 @@ class Batcher(Generic[T, R]):
 
         Does nothing if the batch does not run any more: it was given back, and its runner answers late.
         """
-        runner = self._batches.pop(batch, None)
-        if runner is None:
+        taker = self._batches.pop(batch, None)
+        if taker is None:
             return
         now = self._loop.time()
-        seconds = runner.end(len(batch), now)
+        seconds = taker.end(len(batch), now)
         if len(outcomes) != len(batch):
             error = RuntimeError(f"the runner gave {len(outcomes)} outcomes for {len(batch)} items")
             outcomes = [error] * len(batch)
@@ -244,17 +244,18 @@ class Batcher(Generic[T, R]):
                 self._memory.keep(work.key, outcome)
             self._end(work, outcome, now)
         self._tell(place for work in batch.works for place in work.places)
+        self._takers.look(now)
 
     def give_back(self, batch: Batch[T, R]) -> None:
         """A batch's runner died. Each of its items runs once more, alone and next; one that did has that it died.
 
         Does nothing if the batch does not run any more.
         """
-        runner = self._batches.pop(batch, None)
-        if runner is None:
+        taker = self._batches.pop(batch, None)
+        if taker is None:
             return
         now = self._loop.time()
-        runner.end(len(batch), now)
+        taker.end(len(batch), now)
         dead: list[Work[T, R]] = []
         for work in batch.works:
             if work.places and not work.replay:
@@ -302,8 +303,8 @@ class Batcher(Generic[T, R]):
         batch = None
         if works:
             batch = Batch(works, taker.name, now, replay)
-            self._batches[batch] = taker.runner
-            taker.runner.begin(len(batch), now)
+            self._batches[batch] = taker
+            taker.begin(len(batch), replay, now)
             self._observer.sealed(batch)
         self._expire(late)
         return batch

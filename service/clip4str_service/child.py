@@ -139,7 +139,7 @@ class Child(Generic[M]):
 
 
 async def side_by_side(starts: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Runs them all. When one fails, or this is cancelled, all others have been cancelled and ended before it raises."""
+    """Runs them all. If one fails, or this is cancelled, the others are cancelled and have ended before it raises."""
     tasks = [asyncio.ensure_future(start) for start in starts]
     try:
         return await asyncio.gather(*tasks)

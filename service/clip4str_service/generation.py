@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from clip4str_service.arena import Slots
-from clip4str_service.batcher import Batch, Batcher, BatcherClosedError, Bounds
+from clip4str_service.batcher import Batch, Batcher, BatcherClosedError, Bounds, Fate
 from clip4str_service.child import side_by_side
 from clip4str_service.readings import ModelInfo
 from clip4str_service.wire import Done, DropReason, Load, Loaded, Wanted
@@ -183,7 +183,8 @@ class Generation:
         self.up.add(worker)
         self._care.changed()
         runners = [(worker, lane % loaded.processors) for lane in range(loaded.lanes)]
-        lanes = [asyncio.create_task(self._run(worker, runner)) for runner in runners]
+        fate = Fate()
+        lanes = [asyncio.create_task(self._run(worker, runner, fate)) for runner in runners]
         try:
             await worker.over()
         finally:
@@ -195,12 +196,12 @@ class Generation:
             self.up.discard(worker)
             self._care.changed()
 
-    async def _run(self, worker: Worker, runner: Hashable) -> None:
+    async def _run(self, worker: Worker, runner: Hashable, fate: Fate) -> None:
         """One lane: takes a batch, has it read, and again."""
         loop = asyncio.get_running_loop()
         while True:
             try:
-                batch = await self.batcher.take(runner)
+                batch = await self.batcher.take(runner, fate=fate)
             except BatcherClosedError:
                 return
             slots, wanted = zip(*batch.items, strict=True)

@@ -1,9 +1,12 @@
 """What the system tells of processes: whose children they are, what they have open and mapped."""
 
 import asyncio
+import gc
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -15,6 +18,12 @@ def children(parent: int | None = None) -> list[int]:
     parent = os.getpid() if parent is None else parent
     every = [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
     return sorted(pid for pid in every if (found := _stat(pid)) is not None and found[1] == parent)
+
+
+def only_child() -> int:
+    """The one child that this process has."""
+    (child,) = children()
+    return child
 
 
 def alive(pid: int) -> bool:
@@ -42,6 +51,18 @@ def descriptors(pid: int | None = None) -> list[str]:
         except FileNotFoundError:  # the descriptor of this very list
             continue
     return sorted(named)
+
+
+@asynccontextmanager
+async def nothing_left() -> AsyncIterator[None]:
+    """In the end this process has the children and descriptors that it had in the beginning."""
+    processes, opened = children(), descriptors()
+    yield
+    await asyncio.sleep(0)
+    gc.collect()
+    left = Counter(descriptors()) - Counter(opened)
+    assert not left, f"left open: {dict(left)}"
+    assert children() == processes, "left running"
 
 
 async def until(condition: Callable[[], bool]) -> None:

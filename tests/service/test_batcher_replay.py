@@ -2,7 +2,7 @@
 
 import asyncio
 
-from clip4str_service.batcher import ItemExpiredError, ItemWithdrawnError, RunnerDiedError
+from clip4str_service.batcher import Fate, ItemExpiredError, ItemWithdrawnError, RunnerDiedError
 from tests.service.batching import Stage, play
 
 
@@ -31,6 +31,47 @@ def test_lone_item_has_a_second_chance() -> None:
         assert (stage.batcher.queued, stage.batcher.running) == (1, 0)
         stage.batcher.finish(await stage.batcher.take("a"), [2])
         assert caller.outcomes == [2]
+
+    play(scenario, runners=[])
+
+
+def test_replay_runs_alone_in_its_fate() -> None:
+    async def scenario(stage: Stage) -> None:
+        fate = Fate()
+        stage.submit(1, 2)
+        stage.batcher.give_back(await stage.batcher.take("dead"))
+        first = await stage.batcher.take("a", fate=fate)
+        beside = asyncio.create_task(stage.batcher.take("b", fate=fate))
+        stage.submit(3)
+        await asyncio.sleep(1)
+        assert (first.items, beside.done()) == ([1], False)
+        stage.batcher.finish(first, [2])
+        second = await beside
+        assert second.items == [2]
+        beside = asyncio.create_task(stage.batcher.take("a", fate=fate))
+        await asyncio.sleep(1)
+        assert not beside.done()
+        stage.batcher.give_back(second)
+        assert (await beside).items == [3]
+
+    play(scenario, runners=[])
+
+
+def test_replay_waits_for_what_runs_in_its_fate_but_not_for_others() -> None:
+    async def scenario(stage: Stage) -> None:
+        fate = Fate()
+        stage.submit(1)
+        running = await stage.batcher.take("a", fate=fate)
+        stage.submit(2)
+        stage.batcher.give_back(await stage.batcher.take("dead"))
+        stage.submit(3)
+        beside = asyncio.create_task(stage.batcher.take("b", fate=fate))
+        await asyncio.sleep(1)
+        assert not beside.done()  # not even with the item that is no replay: the replay goes first
+        elsewhere = await stage.batcher.take("c", fate=Fate())
+        assert elsewhere.items == [2]
+        assert (await beside).items == [3]
+        stage.batcher.finish(running, [2])
 
     play(scenario, runners=[])
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from clip4str_service import child as child_module
 from clip4str_service.child import Child, side_by_side
-from tests.service.processes import alive, children, descriptors, until
+from tests.service.processes import alive, descriptors, nothing_left, until
 
 MODULE = "tests.service.echo_process"
 FOREVER = 60.0
@@ -48,10 +48,8 @@ class Echo:
 
 @pytest.fixture(autouse=True)
 async def _nothing_is_left() -> AsyncIterator[None]:
-    processes, opened = children(), descriptors()
-    yield
-    await asyncio.sleep(0)
-    assert (children(), descriptors()) == (processes, opened)
+    async with nothing_left():
+        yield
 
 
 async def test_child_is_heard_and_ends_when_it_is_told() -> None:

@@ -13,16 +13,51 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class Fate:
+    """What runners share that die together. A replay runs alone in it: if they die again, it was of that item."""
+
+    __slots__ = ("_replaying", "_running")
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._replaying = False
+
+    def allows(self, replay: bool) -> bool:
+        """Whether such a batch may run beside those that run."""
+        return not self._replaying and not (replay and self._running)
+
+    def begin(self, replay: bool) -> None:
+        """Such a batch runs."""
+        self._running += 1
+        self._replaying = replay
+
+    def end(self) -> None:
+        """One of those that ran does not any more."""
+        self._running -= 1
+        self._replaying = False
+
+
 class Taker:
     """Waits for a batch of `limit` items at most. `woken`: a batch is due, or there will be none any more."""
 
-    __slots__ = ("limit", "name", "runner", "woken")
+    __slots__ = ("fate", "limit", "name", "runner", "woken")
 
-    def __init__(self, name: Hashable, runner: Runner, limit: int) -> None:
+    def __init__(self, name: Hashable, runner: Runner, fate: Fate, limit: int) -> None:
         self.name = name
         self.runner = runner
+        self.fate = fate
         self.limit = limit
         self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def begin(self, items: int, replay: bool, now: float) -> None:
+        """It has its batch."""
+        self.runner.begin(items, now)
+        self.fate.begin(replay)
+
+    def end(self, items: int, now: float) -> float:
+        """Its batch runs no more. The seconds that it took of the runner's time."""
+        self.fate.end()
+        return self.runner.end(items, now)
 
     def wake(self) -> None:
         """Lets it look for its batch."""
@@ -64,9 +99,11 @@ class Takers(Generic[T, R]):
 
         It is the turn of a taker whose runner has the least in hand.
         """
-        if not self._takers or not (self._line.waiting or self._line.replays):
+        if not (self._line.waiting or self._line.replays):
             return
-        taker = min(self._takers, key=_in_hand)
+        taker = min(filter(self.may_go, self._takers), key=_in_hand, default=None)
+        if taker is None:
+            return
         if taker.woken.done():
             return  # it will look itself
         due_at = self._due_at(taker)
@@ -74,6 +111,10 @@ class Takers(Generic[T, R]):
             taker.wake()
         elif self._alarm is None:  # one that is set rings no later: what waits the longest is ever younger
             self._alarm = self._loop.call_at(due_at, self._ring, due_at)
+
+    def may_go(self, taker: Taker) -> bool:
+        """Whether the next batch may run beside those that share the taker's fate."""
+        return taker.fate.allows(self._line.replays > 0)
 
     def size(self, taker: Taker) -> int:
         """How many items the taker's batch may hold now: its runner's part of what waits."""
