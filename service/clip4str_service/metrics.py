@@ -114,6 +114,10 @@ class Load(Protocol):
     def ready(self) -> bool:
         """True while crops are accepted."""
 
+    @property
+    def load_seconds(self) -> float:
+        """How long the last loading of the model took, warm-up included; 0 before the first."""
+
 
 class HubMetrics:
     """What the supervisor counts, and the service's exposition."""
@@ -124,7 +128,6 @@ class HubMetrics:
         self._files = files
         self._load = load
         self._build: dict[str, str] = {"version": version("clip4str")}
-        self._load_seconds = 0.0
         self._scraping = asyncio.Lock()
         self._dropped = _counter(
             self.registry, "dropped", "Crops that were given up before they ran, or refused.", "reason"
@@ -149,8 +152,8 @@ class HubMetrics:
         for reason in ("exit", "hang"):
             self._restarts.labels(reason)  # there from the start: a rate needs a zero to begin with
 
-    def loaded(self, model: ModelInfo, seconds: float) -> None:
-        """Names what runs, and how long it took to load and warm up."""
+    def loaded(self, model: ModelInfo) -> None:
+        """Names what runs."""
         self._build.update(
             model=model.name,
             revision=model.revision,
@@ -158,7 +161,6 @@ class HubMetrics:
             dtype=model.dtype,
             device=model.device,
         )
-        self._load_seconds = seconds
 
     def sealed(self, waits: Sequence[float]) -> None:
         """Counts a sealed batch, and how long each of its crops waited, in seconds."""
@@ -204,7 +206,7 @@ class HubMetrics:
                 (load.queued + load.running) / load.capacity,
             ),
             "ready": ("1 while crops are accepted.", load.ready),
-            "model_load_seconds": ("The last loading of the model, warm-up included.", self._load_seconds),
+            "model_load_seconds": ("The last loading of the model, warm-up included.", load.load_seconds),
         }
         gauges = [
             GaugeMetricFamily(f"clip4str_{name}", text, value) for name, (text, value) in values.items()

@@ -196,6 +196,11 @@ class Supervisor:
         return self.phase is Phase.READY
 
     @property
+    def load_seconds(self) -> float:
+        """How long the last loading of the model took, also that of a worker started again; 0 before the first."""
+        return 0.0 if self._generation is None else self._generation.load_seconds
+
+    @property
     def _generations(self) -> list[Generation]:
         return [*self._retiring, *([] if self._generation is None else [self._generation])]
 
@@ -242,7 +247,7 @@ class Supervisor:
         if not self._draining:
             self._dispatcher.accept(generation)
         model = generation.model
-        self._metrics.loaded(model, generation.load_seconds)
+        self._metrics.loaded(model)
         log.info(
             "loaded",
             extra={
@@ -265,7 +270,7 @@ class Supervisor:
     def _tell(self) -> None:
         """Lets everybody know what the service is doing."""
         phase = self.phase
-        seconds = self._generation.load_seconds if self._generation and phase is Phase.RESTARTING else 1.0
+        seconds = self.load_seconds if phase is Phase.RESTARTING else 1.0
         for front_end in self._front_ends:
             front_end.state(State(phase, round(seconds * 1000)))
 
