@@ -300,20 +300,22 @@ def test_stopped_batcher_settles_everything() -> None:
     async def scenario(stage: Stage) -> None:
         callers = [stage.submit(*range(4)), stage.submit(5, 6)]
         batch = await stage.batcher.take("a")
+        stage.batcher.withdraw(callers[0].places[0], "cancelled")
         taker = asyncio.create_task(stage.batcher.take("a", 1))
         callers.append(stage.ask(1, urgent=False))
         await asyncio.sleep(0)
         other = await taker
         stage.batcher.give_back(other)
         stage.batcher.stop()
-        assert {kind for caller in callers for kind in caller.kinds} == {BatcherClosedError}
+        kinds = [kind for caller in callers for kind in caller.kinds]
+        assert kinds == [ItemWithdrawnError] + 6 * [BatcherClosedError]
+        assert (stage.batcher.queued, stage.batcher.running, stage.batcher.nbytes) == (0, 0, 0)
+        await stage.batcher.drained()
         assert [caller.admission.open for caller in callers] == [0, 0, 0]
         assert sorted(stage.gone) == [5, 6]
         stage.batcher.submit(callers[2].places[0], 7, None)
         stage.batcher.finish(batch, [0] * 4)
         assert sorted(stage.gone) == [*range(4), 5, 6, 7]
-        assert (stage.batcher.queued, stage.batcher.running, stage.batcher.nbytes) == (0, 0, 0)
-        await stage.batcher.drained()
         with pytest.raises(BatcherClosedError):
             stage.ask(1)
         with pytest.raises(BatcherClosedError):

@@ -133,6 +133,19 @@ def test_what_runs_counts_for_what_is_left_of_it() -> None:
     play(scenario, ROOMY, runners=[])
 
 
+def test_batch_that_failed_as_a_whole_is_no_evidence() -> None:
+    async def scenario(stage: Stage) -> None:
+        await experienced(stage, "a")
+        before = stage.batcher.cost.seconds(10)
+        stage.unreadable.add(13)
+        stage.runner("b", lambda _: 0.0001)
+        for _ in range(10):
+            await stage.submit(13).answered()
+        assert stage.batcher.cost.seconds(10) == before
+
+    play(scenario, ROOMY, runners=[])
+
+
 def test_lanes_of_a_runner_do_not_make_it_slower() -> None:
     """Two batches in hand take as long as one after the other: what counts is how often one is finished."""
 

@@ -18,6 +18,7 @@ from clip4str_service.batcher import (
     BatcherClosedError,
     Bounds,
     DropReason,
+    Fate,
     ItemExpiredError,
     ItemWithdrawnError,
     Outcome,
@@ -68,6 +69,9 @@ class BatcherMachine(RuleBasedStateMachine):
         self.held: set[int] = set()  # items submitted and not released
         self.batches: list[Batch[int, int]] = []  # that run
         self.takers: list[asyncio.Task[Batch[int, int]]] = []
+        self.fates = [Fate(), Fate()]
+        self.fate_of: dict[asyncio.Task[Batch[int, int]], Fate] = {}
+        self.fated: dict[Batch[int, int], Fate] = {}
         self.keys: dict[Place[int, int], int] = {}
         self.retries: list[float] = []
         self.numbers = count(1)
@@ -156,15 +160,17 @@ class BatcherMachine(RuleBasedStateMachine):
     def withdraw(self, which: int, reason: DropReason | None) -> None:
         self.batcher.withdraw(self.places[which % len(self.places)], reason)
 
-    @rule(runner=st.sampled_from("xy"), limit=st.none() | st.integers(1, 4))
-    def take(self, runner: str, limit: int | None) -> None:
-        self.takers.append(self.loop.create_task(self.batcher.take(runner, limit)))
+    @rule(runner=st.sampled_from("xy"), limit=st.none() | st.integers(1, 4), fate=st.integers(0, 1))
+    def take(self, runner: str, limit: int | None, fate: int) -> None:
+        taker = self.loop.create_task(self.batcher.take(runner, limit, self.fates[fate]))
+        self.takers.append(taker)
+        self.fate_of[taker] = self.fates[fate]
 
     @precondition(lambda self: self.takers)
     @rule(which=st.integers(0, 1000), soon=st.booleans())
     def cancel(self, which: int, soon: bool) -> None:
         if soon:  # after it was woken, before it runs
-            self.look()
+            self.look(1)
         self.takers[which % len(self.takers)].cancel()
 
     @precondition(lambda self: self.batches)
@@ -197,11 +203,15 @@ class BatcherMachine(RuleBasedStateMachine):
         self.stopped = True
         self.batcher.stop()
 
-    @rule()
-    def look(self) -> None:
-        """Lets whoever can run, run."""
-        for _ in range(2):
-            self.wait(asyncio.sleep(0))
+    @rule(turns=st.integers(1, 3))
+    def look(self, turns: int) -> None:
+        """Lets whoever can run, run, for so many turns of the loop."""
+
+        async def pause() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+        self.wait(pause())
 
     @invariant()
     def bounds_hold(self) -> None:
@@ -218,22 +228,29 @@ class BatcherMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
         """Once everybody who could run did, no taker waits while an item that is due does."""
-        for _ in range(8):
-            self.wait(asyncio.sleep(0))
+        self.look(8)
         waiting = self.open_places(State.WAITING)
         due = not self.open_places(State.PREPARING) or any(
             place.submitted_at + 2 * BOUNDS.max_delay < self.loop.time() for place in waiting
         )
         taking = [taker for taker in self.takers if not taker.done()]
-        assert not (waiting and due and taking)
         for taker in self.takers:
-            if taker.done() and not taker.cancelled():
-                assert self.stopped or taker.result() in self.batches
+            if taker.done() and not taker.cancelled() and not taker.exception():
+                self.fated[taker.result()] = self.fate_of[taker]
+        beside = {fate: [batch for batch in self.batches if self.fated[batch] is fate] for fate in self.fates}
+        for batches in beside.values():
+            assert len(batches) <= 1 or not any(batch.replay for batch in batches)
+        replay = any(place.work.replay for place in waiting)
+        for taker in taking:
+            running = beside[self.fate_of[taker]]
+            free = not running if replay else not any(batch.replay for batch in running)
+            assert not (waiting and (due or replay) and free)
         if self.stopped:
             assert not taking
-            for taker in self.takers:
-                if not taker.cancelled():
-                    taker.exception()
+        else:
+            assert not any(
+                not taker.cancelled() and taker.exception() for taker in self.takers if taker.done()
+            )
         self.takers = taking
 
     def teardown(self) -> None:
@@ -249,11 +266,11 @@ class BatcherMachine(RuleBasedStateMachine):
         self.batcher.close()
         for place in self.open_places(State.PREPARING):
             self.put(place, 0)
-        self.takers.append(self.loop.create_task(self.batcher.take("z")))
+        self.take("z", None, 0)
         self.nobody_waits_for_nothing()
         while self.batches:
             self.finish(0, 0)
-            self.takers.append(self.loop.create_task(self.batcher.take("z")))
+            self.take("z", None, 0)
             self.nobody_waits_for_nothing()
         assert len(self.settled) == len(self.places)
         assert self.batcher.items == self.batcher.nbytes == 0
@@ -278,4 +295,4 @@ class BatcherMachine(RuleBasedStateMachine):
 
 
 TestBatcherMachine = BatcherMachine.TestCase
-TestBatcherMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestBatcherMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

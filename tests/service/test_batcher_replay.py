@@ -113,6 +113,30 @@ def test_what_nobody_wants_any_more_is_not_replayed() -> None:
     assert stage.gone == [0, 1, 2, 3]
 
 
+def test_waiting_taker_is_given_the_replay() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.submit(1)
+        batch = await stage.batcher.take("a")
+        taker = asyncio.create_task(stage.batcher.take("b"))
+        await asyncio.sleep(0.001)
+        stage.batcher.give_back(batch)
+        assert (await taker).items == [1]
+
+    play(scenario, runners=[])
+
+
+def test_expired_replay_does_not_keep_a_taker_from_what_waits() -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.submit(1, deadline=0.010)
+        batch = await stage.batcher.take("a")
+        stage.batcher.give_back(batch)
+        await asyncio.sleep(0.010)
+        stage.submit(2)
+        assert (await stage.batcher.take("a")).items == [2]
+
+    assert play(scenario, runners=[]).drops == ["deadline"]
+
+
 def test_late_answer_of_a_runner_given_up_counts_for_nothing() -> None:
     async def scenario(stage: Stage) -> None:
         caller = stage.submit(1)

@@ -99,13 +99,11 @@ class Takers(Generic[T, R]):
 
         It is the turn of a taker whose runner has the least in hand.
         """
-        if not (self._line.waiting or self._line.replays):
+        if not self._takers or not (self._line.waiting or self._line.replays):
             return
         taker = min(filter(self.may_go, self._takers), key=_in_hand, default=None)
-        if taker is None:
-            return
-        if taker.woken.done():
-            return  # it will look itself
+        if taker is None or taker.woken.done():
+            return  # each of them looks when it runs, or when what it waits for has run
         due_at = self._due_at(taker)
         if due_at <= now:
             taker.wake()
@@ -118,7 +116,7 @@ class Takers(Generic[T, R]):
 
     def size(self, taker: Taker) -> int:
         """How many items the taker's batch may hold now: its runner's part of what waits."""
-        runners = len({each.runner for each in self._takers})
+        runners = len({each.runner for each in self._takers if self.may_go(each)})
         return min(taker.limit, -(-self._line.waiting // runners))
 
     def wake_all(self) -> None:
