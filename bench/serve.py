@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +38,7 @@ PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results" / "serve"
 BEGIN, END = "<!-- serving: begin -->\n", "<!-- serving: end -->\n"
 _SEED = 2024  # of the crops
-_CROPS, _QUICK_CROPS = 4096, 512
+_CROPS, _QUICK_CROPS = 4096, 256
 _QUICK = Plan(seconds=0.5, overload_seconds=1.0, recovery_seconds=2.0, clients=4, rounds=1)
 
 
@@ -98,6 +99,16 @@ def _write(path: Path, report: Report) -> None:
     partial.replace(path)
 
 
+def _writable(path: Path) -> None:
+    """Better known before the work than after it. Raises ServeError, OSError."""
+    if path.is_dir():
+        raise ServeError(f"--output {path} is a folder: name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.touch()
+    partial.unlink()
+
+
 def _device() -> str | None:
     """The device that the service would take."""
     device = os.environ.get("CLIP4STR_DEVICES", "auto")
@@ -133,8 +144,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _measured(arguments: argparse.Namespace) -> Report:
+    plan = _QUICK if arguments.quick else Plan()
+    changes = {
+        name: getattr(arguments, name)
+        for name in ("seconds", "overload_seconds", "clients")
+        if getattr(arguments, name) is not None
+    }
+    if any(value <= 0 for value in changes.values()):
+        raise ServeError(f"{', '.join(changes)} must be above 0")
+    subjects = [subject for subject in SUBJECTS if subject.name in arguments.only]
+    if not all(subject.ours for subject in subjects) and not RIVALS_PYTHON.exists():
+        raise ServeError(
+            "the frameworks to compare with are not installed: make bench-rivals, or choose --only"
+        )
+    _writable(arguments.output)
+    crops = _QUICK_CROPS if arguments.quick else _CROPS
+    return asyncio.run(run(subjects, replace(plan, **changes), crops, arguments.output))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 1 for a stale page or wrong readings, 2 after one line for bad input."""
+    """Run the command line.
+
+    Returns 1 for a stale page or wrong readings, 2 after one line for bad input, 130 when interrupted.
+    """
     arguments = _parser().parse_args(argv)
     try:
         if arguments.check:
@@ -144,29 +177,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "docs/performance.md is not what bench/results/serve says: run python bench/serve.py\n"
             )
             return 1
-        plan = _QUICK if arguments.quick else Plan()
-        changes = {
-            name: getattr(arguments, name)
-            for name in ("seconds", "overload_seconds", "clients")
-            if getattr(arguments, name) is not None
-        }
-        if any(value <= 0 for value in changes.values()):
-            raise ServeError(f"{', '.join(changes)} must be above 0")
-        subjects = [subject for subject in SUBJECTS if subject.name in arguments.only]
-        if not all(subject.ours for subject in subjects) and not RIVALS_PYTHON.exists():
-            raise ServeError(
-                "the frameworks to compare with are not installed: make bench-rivals, or choose --only"
-            )
-        crops = _QUICK_CROPS if arguments.quick else _CROPS
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.open("a").close()  # where it cannot be written, say so before the work
-        report = asyncio.run(run(subjects, replace(plan, **changes), crops, arguments.output))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers are stopped at any end
+        report = _measured(arguments)
         if arguments.output.resolve().parent == RESULTS:
             PAGE.write_text(page(read_results(RESULTS)), encoding="utf-8")
         else:
             sys.stdout.write(tables(report))
-        sys.stderr.write(_told(promises(report)))
+        if not arguments.quick:
+            sys.stderr.write(_told(promises(report)))
         return 1 if any(result["wrong"] for result in report["results"]) else 0
+    except KeyboardInterrupt:
+        return 130
     except (ServeError, StartError, CheckpointError, HardwareError, OSError) as error:
         sys.stderr.write(f"serve: {error}\n")
         return 2

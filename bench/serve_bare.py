@@ -23,6 +23,7 @@ R = TypeVar("R")
 BATCHES = (16, 32, 64, 128, 256)
 _CROP_SIZE = (48, 160)
 _QUALITY = 90
+_CHUNK = 64  # crops drawn, and read for their texts, at a time
 
 
 class Material(NamedTuple):
@@ -102,8 +103,8 @@ def _load(model: str, device: str | None, crops: int, seed: int, seconds: float)
     sizes = [size for size in BATCHES if size <= crops] or [crops]
     best = max(sizes, key=lambda size: _crops_per_second(size, seconds))
     texts: list[str] = []
-    for number in range(-(-crops // 64)):
-        texts += _loaded.batch(number, 64)
+    for number in range(crops // _CHUNK):
+        texts += _loaded.batch(number, _CHUNK)
     model_facts: dict[str, str | int] = {
         "name": info.name,
         "revision": info.revision,
@@ -114,13 +115,16 @@ def _load(model: str, device: str | None, crops: int, seed: int, seconds: float)
 
 
 def draw(crops: int, seed: int) -> list[bytes]:
-    """Synthetic word crops as JPEG files, a function of the seed."""
+    """Synthetic word crops as JPEG files, no two alike, a function of both numbers. `crops`: a multiple of 64."""
     from PIL import Image
 
     from clip4str.synth.stream import WordStream
 
-    stream = WordStream(None, seed=seed, size=_CROP_SIZE, reuse=1, like_lengths=False).crops()
-    images = chain.from_iterable(batch.images for batch in stream)
+    chapter = -(-crops // _CHUNK) * _CHUNK
+    stream = WordStream(
+        None, seed=seed, size=_CROP_SIZE, chapter=chapter, reuse=1, chunk=_CHUNK, like_lengths=False
+    )
+    images = chain.from_iterable(batch.images for batch in stream.crops())
     found: dict[bytes, None] = {}  # no two are alike
     while len(found) < crops:
         file = io.BytesIO()

@@ -53,11 +53,6 @@ class Window:
             if sample.seconds > 0
         )
 
-    @property
-    def answered(self) -> list[Sample]:
-        """Requests that ended in it."""
-        return [sample for sample in self.samples if self.begun <= sample.ended < self.ended]
-
     def _inside(self, sample: Sample) -> float:
         return max(0.0, min(self.ended, sample.ended) - max(self.begun, sample.begun))
 

@@ -42,9 +42,8 @@ def _own(result: Result) -> Iterator[Promise]:
     yield Promise(
         f"{title}: of the bare model", f"{share:.0%}", f"≥ {_SHARES[name]:.0%}", share >= _SHARES[name]
     )
-    if name in _ADDED_MS:
-        added = result["alone"]["added_ms"]
-        bound = _ADDED_MS[name]
+    if name in _ADDED_MS and result["alone"] is not None:
+        added, bound = result["alone"]["added_ms"], _ADDED_MS[name]
         yield Promise(f"{title}: added to one crop", f"{added:.1f} ms", f"≤ {bound:g} ms", added <= bound)
     yield Promise(f"{title}: crops read otherwise", str(result["wrong"]), "0", result["wrong"] == 0)
     worst = result["loads"][-1]

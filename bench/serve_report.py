@@ -69,7 +69,7 @@ class Result(TypedDict):
     wrong: int  # crops that were read otherwise than by the bare model
     points: list[Point]
     peak: Peak
-    alone: Alone
+    alone: Alone | None  # of requests with one crop
     loads: list[Load]
     recovery_s: float | None  # after the last load; None: not while it was watched
     peak_rss: int

@@ -77,7 +77,7 @@ async def measure(subject: Subject, bare: Bare, plan: Plan) -> Result:
                 ]
                 best = max(points, key=lambda point: point["crops_per_second"])
                 peak = await _peak(way, best["clients"], bare, plan, tree)
-                alone = await _alone(way, bare, plan, tree)
+                alone = await _alone(way, bare, plan, tree) if way.crops == 1 else None
             async with _opened(make, crops, subject.timeout_ms) as way:
                 loads, back = await _loads(subject, way, peak["crops_per_second"], plan, tree)
             peak_rss = tree.peak_rss()
@@ -132,15 +132,14 @@ async def compare(way: Way[Any], texts: Sequence[str]) -> int:
 async def _point(way: Way[Any], clients: int, seconds: float, tree: Tree) -> Point:
     window = await closed_loop(way, clients, seconds, tree.cpu_seconds)
     _say(f"  {clients} clients: {_speed(window):.1f} crops/s")
-    answered = window.answered
-    waited = percentiles(answered)
+    waited = percentiles(window.samples)
     return {
         "clients": clients,
         "crops_per_second": _speed(window),
         "p50_ms": waited["p50_ms"],
         "p95_ms": waited["p95_ms"],
         "p99_ms": waited["p99_ms"],
-        "not_read": sum(each.outcome.verdict is not Verdict.READ for each in answered),
+        "not_read": sum(each.outcome.verdict is not Verdict.READ for each in window.samples),
         "server_cpu": _per_thousand(window.server_cpu, window),
         "client_cpu": _per_thousand(window.client_cpu, window),
     }
@@ -173,7 +172,7 @@ async def _alone(way: Way[Any], bare: Bare, plan: Plan, tree: Tree) -> Alone:
     served = []
     for _ in range(plan.rounds):
         window = await closed_loop(way, 1, plan.seconds / 2, tree.cpu_seconds)
-        served.append(1000 * statistics.median(each.seconds for each in window.answered))
+        served.append(1000 * statistics.median(each.seconds for each in window.samples))
         bares.append(await bare.single(plan.seconds / 2))
     added = [
         latency - (before + after) / 2

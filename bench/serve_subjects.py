@@ -54,7 +54,7 @@ class Subject:
 
 @contextmanager
 def _service(kind: str, settings: Settings, crop: bytes) -> Iterator[MakeWay]:  # noqa: ARG001 (rivals' need it)
-    with running_service(**settings) as service:
+    with running_service(None, **settings) as service:
         ways: dict[str, MakeWay] = {
             "rest": partial(rest, service.http),
             "grpc": partial(GrpcWay, service.grpc),

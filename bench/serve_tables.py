@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bench.serve_report import Load, Report, Result
+from bench.serve_report import Alone, Load, Report, Result
 
 NOTHING = "Nothing has been measured yet.\n"
 _BEST = (
@@ -30,7 +30,7 @@ def tables(report: Report) -> str:
         f"At its best, in turns with the bare model in batches of {report['best_batch']}:\n\n"
         f"{_table(_BEST, map(_best, results))}\n"
         "One client, in turns with the bare model on one crop:\n\n"
-        f"{_table(_ALONE, map(_alone, results))}"
+        f"{_table(_ALONE, (_alone(each, each['alone']) for each in results if each['alone'] is not None))}"
     )
     for crops in sorted({each["crops"] for each in results}):
         many = f", {crops} crops a request" if crops > 1 else ""
@@ -52,8 +52,7 @@ def tables(report: Report) -> str:
     return text
 
 
-def _alone(result: Result) -> list[str]:
-    alone = result["alone"]
+def _alone(result: Result, alone: Alone) -> list[str]:
     return [result["title"], _ms(alone["p50_ms"]), _ms(alone["bare_ms"]), _ms(alone["added_ms"])]
 
 

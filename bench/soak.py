@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -190,7 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             crops = pool.submit(draw, _CROPS, _SEED).result()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the service is stopped at any end
         off = asyncio.run(soak(arguments.minutes, crops))
+    except KeyboardInterrupt:
+        return 130
     except (StartError, OSError) as error:
         sys.stderr.write(f"soak: {error}\n")
         return 2

@@ -95,7 +95,9 @@ def rows(text: str, title: str) -> list[list[str]]:
 
 
 def test_the_tables_say_what_was_measured() -> None:
-    batches = a_result("rest-64", a_point(1, 150, 400), a_point(2, 210, 800), crops=64, timeout_ms=2000)
+    batches = a_result(
+        "rest-64", a_point(1, 150, 400), a_point(2, 210, 800), crops=64, timeout_ms=2000, alone=None
+    )
     rival = a_result(
         "ray",
         a_point(1, 20, 60),
@@ -197,7 +199,7 @@ def test_bad_input_is_answered_in_one_line(
     for arguments, message in (
         (["--only", "ray"], "make bench-rivals"),
         (["--only", "rest", "--seconds", "0"], "seconds must be above 0"),
-        (["--only", "rest", "--output", str(tmp_path)], "Is a directory"),
+        (["--only", "rest", "--output", str(tmp_path)], "is a folder"),
     ):
         assert serve.main(arguments) == 2
         error = capsys.readouterr().err
