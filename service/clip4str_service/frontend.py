@@ -118,6 +118,8 @@ def _http_limits(settings: Settings) -> HttpLimits:
 async def _serve(channel: int, descriptors: int) -> None:
     hub = Hub(socket.socket(fileno=descriptors))
     order = await hub.connect(socket.socket(fileno=channel))
+    if order is None:
+        return
     settings = Settings.model_validate_json(order.settings)
     configure_logging(settings.log_level, order.name)
     try:

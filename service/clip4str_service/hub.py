@@ -7,7 +7,7 @@ import itertools
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from clip4str_service.arena import Crops
 from clip4str_service.channel import Channel, open_channel, take_descriptor
@@ -88,10 +88,12 @@ class Hub:
         self._tickets: dict[int, Ticket] = {}
         self._numbers = itertools.count()
 
-    async def connect(self, end: socket.socket) -> Frontend:
-        """Opens the line; returns what this front end is."""
+    async def connect(self, end: socket.socket) -> Frontend | None:
+        """Opens the line; returns what this front end is, None if it must end before it was told."""
         self._channel: Channel[ToFrontend] = await open_channel(end, ToFrontend, self._told, self._end)
-        return await self.frontend
+        ends: list[asyncio.Future[Any]] = [self.frontend, self.over]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return self.frontend.result() if self.frontend.done() else None
 
     @property
     def model(self) -> ModelInfo | None:
@@ -129,6 +131,8 @@ class Hub:
             await ticket.admitted
         except asyncio.CancelledError:
             ticket.abandon("cancelled")
+            if ticket.slots:  # it was admitted at this very moment: nobody will submit its crops
+                self.send(Withdraw(ticket.number, list(range(len(sizes))), "cancelled"))
             raise
         return ticket
 
@@ -189,7 +193,7 @@ class Ticket:
         self.slots: list[int] = []
         self.abandoned: DropReason | None = None
         self._hub = hub
-        self._deliver = deliver
+        self._deliver: Deliver | None = deliver  # while somebody waits; it holds the call, which holds this
         self._undelivered = set(range(count))
         self._waiting: set[int] = set()  # submitted, and without an outcome
         self._unsettled = count
@@ -216,6 +220,7 @@ class Ticket:
         """Nobody waits any more. What is still being prepared is withdrawn when it comes to `submit`."""
         if self.abandoned is None:
             self.abandoned = reason
+            self._deliver = None
             if self._waiting:
                 self._hub.send(Withdraw(self.number, list(self._waiting), reason))
 
@@ -243,7 +248,9 @@ class Ticket:
     def _pass_on(self, index: int, outcome: Outcome, times: Times) -> None:
         if index in self._undelivered:
             self._undelivered.discard(index)
-            if self.abandoned is None:
+            if self._deliver is not None:
                 self._deliver(index, outcome, times)
-            if not self._undelivered and not self.settled.done():
-                self.settled.set_result(None)
+            if not self._undelivered:
+                self._deliver = None
+                if not self.settled.done():
+                    self.settled.set_result(None)
