@@ -30,7 +30,7 @@ from clip4str_service.errors import (
     Violation,
 )
 from clip4str_service.hub import Deliver, Hub, Outcome, Ticket, Times
-from clip4str_service.images import ImageLimits, decode
+from clip4str_service.images import ImageLimits, decode, opened
 from clip4str_service.metrics import FrontEndMetrics
 from clip4str_service.options import Options, Priority
 from clip4str_service.readings import ModelInfo, Reading
@@ -44,6 +44,9 @@ Encoded: TypeAlias = bytes | ServiceError
 """A crop as it came, or why the front end has none."""
 
 _CHUNK = 8  # crops that one pool thread prepares before the next thread may have its turn
+_FEW = 4  # crops of a call that may be prepared on the event loop, each
+_SMALL_BYTES = 32 << 10  # of so many bytes
+_SMALL_PIXELS = 1 << 16  # and pixels: about as long as to hand it to a thread and to hear from that
 _DIGEST_BYTES = 16
 
 
@@ -188,9 +191,8 @@ class Engine:
         )
         for start in range(0, len(crops), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(crops)))
-            contents = [crops[index] for index in chunk]
-            preparing = loop.run_in_executor(self._pool, self._prepare, ticket, chunk, contents)
-            preparing.add_done_callback(partial(_prepared, ticket, chunk, span, monotonic()))
+            preparing = self._prepared(ticket, chunk, [crops[index] for index in chunk], len(crops))
+            preparing.add_done_callback(partial(_submit, ticket, chunk, span, monotonic()))
         return call
 
     def _not_ready(self, detail: str) -> NotReadyError:
@@ -204,10 +206,32 @@ class Engine:
                 f"the request holds {count} crops; at most {self._settings.max_crops} are read"
             )
 
+    def _prepared(
+        self, ticket: Ticket, chunk: Sequence[int], contents: Sequence[Encoded], crops: int
+    ) -> asyncio.Future[list[bytes | ServiceError]]:
+        """The crops of a call, in their slots: on a pool thread, or at once, where that takes less than to ask one."""
+        loop = asyncio.get_running_loop()
+        if crops > _FEW or not all(map(self._small, contents)):
+            return loop.run_in_executor(self._pool, self._prepare, ticket, chunk, contents)
+        done: asyncio.Future[list[bytes | ServiceError]] = loop.create_future()
+        done.set_result(self._prepare(ticket, chunk, contents))
+        return done
+
+    def _small(self, content: Encoded) -> bool:
+        if isinstance(content, ServiceError):
+            return True
+        if len(content) > _SMALL_BYTES:
+            return False
+        try:
+            image = opened(content, self._limits)
+        except ServiceError:
+            return True
+        return image.width * image.height <= _SMALL_PIXELS
+
     def _prepare(
         self, ticket: Ticket, chunk: Sequence[int], contents: Sequence[Encoded]
     ) -> list[bytes | ServiceError]:
-        """On a pool thread: crops into their slots; the digest of each one's bytes, or its error."""
+        """Crops into their slots; the digest of each one's bytes, or its error. Safe to call from several threads."""
         return [
             content if isinstance(content, ServiceError) else self._prepare_one(ticket, index, content)
             for index, content in zip(chunk, contents, strict=True)
@@ -281,7 +305,7 @@ class Call:
             raise
 
 
-def _prepared(
+def _submit(
     ticket: Ticket,
     chunk: Sequence[int],
     span: RequestSpan,

@@ -66,9 +66,16 @@ class ImageLimits:
 def decode(content: bytes, limits: ImageLimits) -> Image.Image:
     """Decodes one image to RGB, upright, transparent parts on white. Safe to call from several threads.
 
+    Raises as `opened` and `loaded`.
+    """
+    return loaded(opened(content, limits))
+
+
+def opened(content: bytes, limits: ImageLimits) -> Image.Image:
+    """An image of which the header alone is read: its size holds, its pixels are to be had from `loaded`.
+
     Raises:
-        UndecodableImageError: empty, truncated, corrupt, of too many scans, or of samples that have no
-            agreed range.
+        UndecodableImageError: empty, with a broken header, or of too many scans.
         UnsupportedMediaTypeError: not an image of a known format.
         ImageTooLargeError: too many bytes, or pixels by its header.
     """
@@ -89,16 +96,35 @@ def decode(content: bytes, limits: ImageLimits) -> Image.Image:
         # Within a scan the marker cannot occur: each 0xff there is followed by a zero.
         raise UndecodableImageError(f"the JPEG has {scans} scans; at most {_MAX_SCANS} are read")
     try:
-        with _pillow_is_quiet, Image.open(io.BytesIO(content), formats=[name]) as image:
-            _check_size(image.width, image.height, limits)
-            image.load()
-            return _upright(_rgb(image), _orientation(image))
-    except (ImageTooLargeError, UndecodableImageError):
-        raise
+        with _pillow_is_quiet:
+            image = Image.open(io.BytesIO(content), formats=[name])
     except Image.DecompressionBombError:
         raise ImageTooLargeError(f"the image has more than {limits.max_pixels} pixels") from None
     except Exception as error:  # the readers of corrupt files raise whatever comes up
-        raise UndecodableImageError(f"the {name} data is truncated or corrupt") from error
+        raise _corrupt(name) from error
+    _check_size(image.width, image.height, limits)
+    return image
+
+
+def loaded(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image: RGB, upright, transparent parts on white.
+
+    Raises:
+        UndecodableImageError: truncated, corrupt, or of samples that have no agreed range.
+    """
+    name = image.format or "image"
+    try:
+        with _pillow_is_quiet, image:
+            image.load()
+            return _upright(_rgb(image), _orientation(image))
+    except UndecodableImageError:
+        raise
+    except Exception as error:  # as above
+        raise _corrupt(name) from error
+
+
+def _corrupt(name: str) -> UndecodableImageError:
+    return UndecodableImageError(f"the {name} data is truncated or corrupt")
 
 
 def sniff(content: bytes) -> str | None:

@@ -368,7 +368,7 @@ async def test_stop_waits_for_no_busy_thread(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(engine_module, "prepare_into", prepare)
     async with started() as stage:
-        request = asyncio.create_task(stage.engine.recognize([plain()], Options()))
+        request = asyncio.create_task(stage.engine.recognize([plain(size=(600, 400))], Options()))
         try:
             while not entered.is_set():  # noqa: ASYNC110 (it is set on a thread)
                 await asyncio.sleep(0.001)
