@@ -41,10 +41,15 @@ class Holding:
         self._intake.take(nbytes)
         self._nbytes += nbytes
 
+    def give_back(self, nbytes: int) -> None:
+        """Some of the bytes are not needed any more."""
+        self._intake.held -= nbytes
+        self._nbytes -= nbytes
+
     def __enter__(self) -> Holding:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._intake.held -= self._nbytes
+        self.give_back(self._nbytes)

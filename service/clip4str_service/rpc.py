@@ -96,7 +96,7 @@ class RpcServer:
                 ("grpc.max_connection_age_grace_ms", settings.default_timeout_ms),
             ],
         )
-        servicer = RecognitionServicer(engine, settings)
+        servicer = RecognitionServicer(engine, intake, settings)
         add_RecognitionServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -135,8 +135,9 @@ class RpcServer:
 class RecognitionServicer(RecognitionServiceServicer):
     """The calls of recognition.proto."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, intake: Intake, settings: Settings) -> None:
         self._engine = engine
+        self._intake = intake
         self._settings = settings
 
     async def Recognize(  # noqa: N802 (the protocol's name)
@@ -155,8 +156,14 @@ class RecognitionServicer(RecognitionServiceServicer):
     ) -> None:
         """Reads crops as they come, answers each when it is read."""
         self._engine.check_ready()
-        stream = CropStream(self._engine, self._settings, _caller.get(), _deadline(context), context.write)
-        await stream.run(request_iterator)
+        await context.send_initial_metadata(
+            ()
+        )  # later, a write that is given up would stand in the way of errors
+        with self._intake.request() as holding:
+            stream = CropStream(
+                self._engine, self._settings, _caller.get(), _deadline(context), context.write, holding
+            )
+            await stream.run(request_iterator)
 
     async def GetModel(  # noqa: N802
         self,

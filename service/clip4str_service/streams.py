@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from itertools import groupby
+from functools import partial
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -22,9 +23,11 @@ from clip4str_service.errors import (
     NotReadyError,
     OverloadedError,
     ServiceError,
+    TooManyCropsError,
     Violation,
 )
 from clip4str_service.hub import Outcome, Times
+from clip4str_service.intake import Holding
 from clip4str_service.messages import check_id, options_of, result, stream_response
 from clip4str_service.options import MAX_ID_LENGTH, Options
 from clip4str_service.pb import recognition_pb2 as pb
@@ -33,9 +36,9 @@ from clip4str_service.settings import Settings
 
 Write = Callable[[pb.RecognizeStreamResponse], Awaitable[None]]
 
-
-_CHUNK = 32  # crops that get their places together
-_LONGEST_PAUSE = 0.25  # seconds between two tries to get them
+_MOST_TOGETHER = 32  # crops that get their places together
+_AS_OLD = 0.05  # parts of their timeout that the oldest and the youngest of them may be apart
+_PAUSE = 0.25  # seconds between two tries to get room or places, at most
 
 
 class _Crop(NamedTuple):
@@ -45,21 +48,34 @@ class _Crop(NamedTuple):
     content: bytes | ServiceError
     arrived: float
 
+    @property
+    def nbytes(self) -> int:
+        return 0 if isinstance(self.content, ServiceError) else len(self.content)
+
 
 class CropStream:
     """A stream, from its first message to its last answer."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, caller: Caller, deadline: float | None, write: Write
+        self,
+        engine: Engine,
+        settings: Settings,
+        caller: Caller,
+        deadline: float | None,
+        write: Write,
+        holding: Holding,
     ) -> None:
+        """`holding` takes the bytes of the crops in flight."""
         self._count = 0  # of crops that came
         self._engine = engine
         self._settings = settings
         self._caller = caller
         self._deadline = deadline
         self._write = write
+        self._holding = holding
         self._options: Options | None = None
         self._waiting: deque[_Crop] = deque()  # for places
+        self._together = _MOST_TOGETHER  # of them that are tried next
         self._ready: list[tuple[ModelInfo | None, pb.Result]] = []
         self._in_flight = 0  # came, and their answers have not left
         self._ended = False  # nothing more is read
@@ -77,8 +93,17 @@ class CropStream:
                 draining.cancel()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
+        finally:  # a client that does not read can hold up the end of its call, but no crops
+            self._waiting.clear()
+            self._ready.clear()
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def _seconds(self) -> float:
+        """What a crop has from its arrival on."""
+        options = self._options or Options()
+        return (options.timeout_ms or self._settings.default_timeout_ms) / 1000
 
     async def _read(self, requests: AsyncIterator[pb.RecognizeStreamRequest]) -> None:
         try:
@@ -89,11 +114,12 @@ class CropStream:
                     raise InvalidRequestError(
                         Violation("options", "only the stream's first message may have any")
                     )
-                now = asyncio.get_running_loop().time()
-                for crop in request.crops:
-                    self._waiting.append(_crop(self._count, crop, now))
-                    self._count += 1
-                self._in_flight += len(request.crops)
+                crops = self._crops(request)
+                if not await self._hold(crops):
+                    full = OverloadedError("there was no room for the crop in its time; try again later")
+                    crops = [crop._replace(content=full) for crop in crops]
+                self._in_flight += len(crops)
+                self._waiting.extend(crops)
                 self._came.set()
                 while self._in_flight >= self._settings.stream_crops:
                     self._room.clear()
@@ -103,32 +129,66 @@ class CropStream:
             self._came.set()
             self._moved.set()
 
+    def _crops(self, request: pb.RecognizeStreamRequest) -> list[_Crop]:
+        if len(request.crops) > self._settings.max_crops:
+            raise TooManyCropsError(
+                f"a message holds {len(request.crops)} crops; at most {self._settings.max_crops} are read of one"
+            )
+        now = asyncio.get_running_loop().time()
+        crops = [_crop(self._count + index, crop, now) for index, crop in enumerate(request.crops)]
+        self._count += len(crops)
+        return crops
+
+    async def _hold(self, crops: Sequence[_Crop]) -> bool:
+        """Waits for room for a message's crops; False when there is none in their time."""
+        loop = asyncio.get_running_loop()
+        nbytes = sum(crop.nbytes for crop in crops)
+        give_up = loop.time() + self._seconds
+        while loop.time() < give_up:
+            try:
+                self._holding.take(nbytes)
+            except OverloadedError:
+                await _pause(_PAUSE, give_up)
+            else:
+                return True
+        return False
+
     async def _stop_at_drain(self, reading: asyncio.Task[None]) -> None:
         await self._engine.draining.wait()
-        self._failure = DrainingError("the service is about to stop; send again what was not answered")
-        reading.cancel()
+        if not reading.done():
+            self._failure = DrainingError("the service is about to stop; send again what was not answered")
+            reading.cancel()
 
     async def _admit(self, group: asyncio.TaskGroup) -> None:
         while self._waiting or not self._ended:
             await self._came.wait()
             self._came.clear()
             while self._waiting:
-                chunk = [self._waiting.popleft() for _ in range(min(_CHUNK, len(self._waiting)))]
-                call = await self._begin(chunk)
+                call = await self._begin()
                 if call is not None:
-                    group.create_task(call.finish())
+                    finishing = group.create_task(call.finish())
+                    finishing.add_done_callback(partial(_abandon, call))
 
-    async def _begin(self, crops: Sequence[_Crop]) -> Call | None:
-        """Gets places for crops, as soon as there are any; None when there are none in time."""
-        loop = asyncio.get_running_loop()
+    async def _begin(self) -> Call | None:
+        """Gets places for the first of the waiting crops, as soon as there are any; None when there are none in time.
+
+        While there are few places, they are asked for by fewer crops at a time.
+        """
         options = self._options or Options()
-        timeout_ms = options.timeout_ms or self._settings.default_timeout_ms
         call: Call | None = None
+        refusal: ServiceError = OverloadedError(
+            "there was no place for the crop in its time; try again later"
+        )
 
         def deliver(index: int, outcome: Outcome, _: Times) -> None:
             self._answered(crops[index], outcome, None if call is None else call.model)
 
         while True:
+            crops = self._next()
+            give_up = crops[0].arrived + self._seconds
+            if asyncio.get_running_loop().time() >= give_up:
+                crops = crops[:1]
+                break
             try:
                 call = await self._engine.begin(
                     [crop.content for crop in crops],
@@ -138,27 +198,45 @@ class CropStream:
                     arrived=crops[0].arrived,
                     deadline=self._deadline,
                 )
-            except (OverloadedError, NotReadyError) as full:
-                left = crops[0].arrived + timeout_ms / 1000 - loop.time()
-                if left > 0:
-                    await asyncio.sleep(min(left, _LONGEST_PAUSE, (full.retry_after_ms or 0) / 1000))
-                    continue
-                failure: ServiceError = full
+            except (OverloadedError, NotReadyError, TooManyCropsError) as full:
+                refusal = full
+                if len(crops) > 1:
+                    self._together = len(crops) // 2
+                elif full.retry_after_ms is not None:
+                    await _pause(min(_PAUSE, full.retry_after_ms / 1000), give_up)
+                else:
+                    break
             except DrainingError as over:
                 self._failure = over
+                self._leave(crops)
                 self._in_flight -= len(crops)
                 self._moved.set()
                 return None
             except ServiceError as refused:
-                failure = refused
+                refusal = refused
+                break
             else:
+                self._together = min(_MOST_TOGETHER, 2 * self._together)
+                self._leave(crops)
                 return call
-            for crop in crops:
-                self._engine.count(failure)
-                self._answered(crop, failure, None)
-            return None
+        self._leave(crops)
+        for crop in crops:
+            self._engine.count(refusal)
+            self._answered(crop, refusal, None)
+        return None
+
+    def _next(self) -> list[_Crop]:
+        """The first of the waiting crops that are about as old; they stay where they are."""
+        most = min(self._together, self._settings.max_crops)
+        youngest = self._waiting[0].arrived + _AS_OLD * self._seconds
+        return [crop for crop in islice(self._waiting, most) if crop.arrived <= youngest]
+
+    def _leave(self, crops: Sequence[_Crop]) -> None:
+        for _ in crops:
+            self._waiting.popleft()
 
     def _answered(self, crop: _Crop, outcome: Outcome, model: ModelInfo | None) -> None:
+        self._holding.give_back(crop.nbytes)
         detail = (self._options or Options()).detail
         self._ready.append((model, result(crop.id, outcome, detail)))
         self._moved.set()
@@ -179,6 +257,11 @@ class CropStream:
                 self._room.set()
 
 
+def _abandon(call: Call, _: asyncio.Task[None]) -> None:
+    """Gives a call's crops up, if any are left: `finish`, cancelled before it began, cannot."""
+    call.ticket.abandon("cancelled")
+
+
 def _crop(position: int, crop: pb.Crop, now: float) -> _Crop:
     name = crop.id or str(position)
     try:
@@ -186,3 +269,8 @@ def _crop(position: int, crop: pb.Crop, now: float) -> _Crop:
     except InvalidRequestError as error:
         return _Crop(name[:MAX_ID_LENGTH], error, now)
     return _Crop(name, crop.content, now)
+
+
+async def _pause(seconds: float, until: float) -> None:
+    """Waits, but not beyond `until`, a time of the event loop."""
+    await asyncio.sleep(max(0.0, min(until - asyncio.get_running_loop().time(), seconds)))

@@ -140,3 +140,51 @@ async def failure(call: Awaitable[object]) -> Failure:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return Failure(caught.value)
+
+
+class Stream:
+    """A RecognizeStream of a client that writes and reads when it wants to."""
+
+    def __init__(self, stub: RecognitionServiceStub, **call: Any) -> None:
+        self.call: Any = stub.RecognizeStream(**call)
+        self.responses: list[pb.RecognizeStreamResponse] = []
+
+    async def send(self, *crops: bytes | pb.Crop, **options: Any) -> None:
+        """One message; options are left out when there are none."""
+        await self.call.write(
+            pb.RecognizeStreamRequest(
+                crops=[each if isinstance(each, pb.Crop) else pb.Crop(content=each) for each in crops],
+                options=pb.Options(**options) if options else None,
+            )
+        )
+
+    async def end(self) -> list[tuple[str, str]]:
+        """Sends nothing more; as `rest`."""
+        await self.call.done_writing()
+        return await self.rest()
+
+    async def read(self, results: int = 1) -> list[tuple[str, str]]:
+        """The next results, so many or a few more: id, and text or code of the error."""
+        found: list[tuple[str, str]] = []
+        async with asyncio.timeout(PATIENCE):
+            while len(found) < results:
+                response = await self.call.read()
+                assert response is not grpc.aio.EOF, found
+                self.responses.append(response)
+                found += [(result.id, told(result)) for result in response.results]
+        return found
+
+    async def rest(self) -> list[tuple[str, str]]:
+        """Results up to the end of the stream, which must be a good one."""
+        found: list[tuple[str, str]] = []
+        async with asyncio.timeout(PATIENCE):
+            while (response := await self.call.read()) is not grpc.aio.EOF:
+                self.responses.append(response)
+                found += [(result.id, told(result)) for result in response.results]
+        return found
+
+    async def failure(self) -> Failure:
+        """How the stream ends; answers before that are in `responses`."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.rest()
+        return Failure(caught.value)

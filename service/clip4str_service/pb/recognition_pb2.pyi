@@ -223,7 +223,7 @@ class RecognizeStreamRequest(_message.Message):
 
     @_builtins.property
     def crops(self) -> _containers.RepeatedCompositeFieldContainer[Global___Crop]:
-        """crops are images to read, in any number; the first message may hold none."""
+        """crops are images to read, at most as many as in one call of Recognize; the first message may hold none."""
 
     def __init__(
         self,
