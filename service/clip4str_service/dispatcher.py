@@ -158,13 +158,11 @@ class Call:
         self._wanted = order.wanted
 
     def submit(self, index: int, digest: bytes) -> None:
-        """A crop's pixels are in its slot."""
+        """A crop's pixels are in its slot. To say it again, or of a crop that was given up, changes nothing."""
         place = self.admission.places[index]
         if place.state is State.PREPARING:
             key = (digest, self._wanted.top_k, self._wanted.charset) if digest else None
             self.generation.batcher.submit(place, Job(self.slots[index], self._wanted), key)
-        else:
-            self._free(index)
 
     def withdraw(self, index: int, reason: DropReason | None) -> None:
         """A crop is given up. If it was not submitted, nobody will use its slot."""
@@ -172,7 +170,7 @@ class Call:
         unused = place.state is State.PREPARING
         self.generation.batcher.withdraw(place, reason)
         if unused:
-            self._free(index)
+            self.generation.slots.give_back([self.slots[index]])
 
     def settled(self, place: Place[Job, bytes]) -> None:
         """As the batcher's owner."""
@@ -191,9 +189,6 @@ class Call:
                 place.finished_at,
             ),
         )
-
-    def _free(self, index: int) -> None:
-        self.generation.slots.give_back([self.slots[index]])
 
 
 def _code(outcome: Exception) -> str:
