@@ -34,6 +34,7 @@ class Stage:
     """A front end's engine, the supervisor's part for it, its worker, and the metrics of both sides."""
 
     ready = True
+    load_seconds = 0.0
 
     def __init__(self, limits: Settings | None = None, **changes: Any) -> None:
         self.settings = limits or settings(**changes)
