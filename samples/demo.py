@@ -55,14 +55,15 @@ class RunningService:
 
 
 @contextmanager
-def running_service(**settings: str) -> Iterator[RunningService]:
+def running_service(output: Path | None = None, **settings: str) -> Iterator[RunningService]:
     """Start the service on free ports, wait until it is ready, and stop it at the end.
 
     Args:
+        output: a file that its standard output is added to.
         settings: environment variables on top of this process's own.
 
     Raises:
-        StartError: it ended or was not ready in time; the message holds what it wrote.
+        StartError: it ended or was not ready in time; the message holds what it wrote, but for `output`.
     """
     http_port, grpc_port, metrics_port = free_ports(3)
     environment = {
@@ -73,9 +74,11 @@ def running_service(**settings: str) -> Iterator[RunningService]:
         "CLIP4STR_METRICS_PORT": str(metrics_port),
         **settings,
     }
-    with tempfile.TemporaryFile() as log:
+    with ExitStack() as files:
+        log = files.enter_context(tempfile.TemporaryFile())
+        lines = log if output is None else files.enter_context(output.open("ab"))
         command = [sys.executable, "-m", "clip4str_service"]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 (our own program)
+        process = subprocess.Popen(command, env=environment, stdout=lines, stderr=log)  # noqa: S603 (our own program)
         service = RunningService(
             process,
             f"http://127.0.0.1:{http_port}",
@@ -101,11 +104,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def became_ready(service: RunningService) -> bool:
-    """Wait for readiness; False when the process ended or the time is up."""
+    """Wait for readiness; False when the process ended or the time is up.
+
+    It asks on the metrics port, where no settings of the others, such as TLS, are in the way.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and service.process.poll() is None:
         try:
-            if httpx.get(f"{service.http}/readyz").status_code == httpx.codes.OK:
+            if httpx.get(f"{service.metrics}/readyz").status_code == httpx.codes.OK:
                 return True
         except httpx.TransportError:
             pass  # not listening yet
