@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code: 2 for what was asked wrongly, a bad file or a taken port, else 1."""
+    """Runs the command line; returns the exit code: 2 for a wrong setting, a bad file or a taken port, else 1."""
     given = vars(_parser().parse_args(arguments))
     command, name = given.pop("command"), given.pop("name")
     if (command == "key") != (name is not None):

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -37,7 +37,7 @@ class Channel(asyncio.Protocol, Generic[M]):
         self._transport: asyncio.WriteTransport | None = None
 
     def send(self, message: msgspec.Struct) -> None:
-        """Sends one message, with the others of this turn of the loop; when the other end is gone, nobody hears it."""
+        """Sends one message, with the others of this turn of the loop; once the other end is gone, to nobody."""
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         body = self._encoder.encode(message)
@@ -56,9 +56,7 @@ class Channel(asyncio.Protocol, Generic[M]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As asyncio.Protocol."""
-        if not isinstance(transport, asyncio.WriteTransport):
-            raise TypeError("a channel needs a stream")
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         """As asyncio.Protocol."""

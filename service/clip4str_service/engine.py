@@ -209,7 +209,7 @@ class Engine:
     def _prepared(
         self, ticket: Ticket, chunk: Sequence[int], contents: Sequence[Encoded], crops: int
     ) -> asyncio.Future[list[bytes | ServiceError]]:
-        """The crops of a call, in their slots: on a pool thread, or at once, where that takes less than to ask one."""
+        """A call's crops, in their slots: on a pool thread, or at once, where that takes less than to ask one."""
         loop = asyncio.get_running_loop()
         if crops > _FEW or not all(map(self._small, contents)):
             return loop.run_in_executor(self._pool, self._prepare, ticket, chunk, contents)
