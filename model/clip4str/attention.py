@@ -69,8 +69,7 @@ class Attention(nn.Module):
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[N, tokens, heads * d] -> [N, heads, tokens, d]."""
-    split: Tensor = x.unflatten(-1, (heads, -1))
-    return split.transpose(1, 2)
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -86,11 +85,8 @@ def attend(query: Tensor, memory: KeyValue, mask: Tensor | None = None, dropout:
     """
     if torch.is_grad_enabled() or dropout > 0.0 or query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, *memory, attn_mask=mask, dropout_p=dropout)
-    batch, heads, queries, width = query.shape
-    flat = [x.reshape(batch * heads, -1, width) for x in (query, *memory)]  # [N * heads, tokens, d]
-    scores = torch.baddbmm(
-        query.new_empty(()), flat[0], flat[1].transpose(1, 2), beta=0, alpha=1 / math.sqrt(width)
-    )  # [N * heads, Q, tokens]
+    scaled = query * (1 / math.sqrt(query.shape[-1]))
+    scores = torch.matmul(scaled, memory.key.transpose(2, 3))  # [N, heads, Q, tokens]
     if mask is not None:
-        scores = scores.view(batch, heads, queries, -1).masked_fill_(~mask, float("-inf")).flatten(0, 1)
-    return torch.bmm(scores.softmax(-1), flat[2]).view(batch, heads, queries, width)
+        scores.masked_fill_(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(-1), memory.value)

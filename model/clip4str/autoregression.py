@@ -24,8 +24,8 @@ def _directly(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _as_many(different: int, _: int) -> int:
-    return different
+def _as_many(count: int, _: int) -> int:
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +33,19 @@ class Execution:
     """How decoding drives its device.
 
     `run` calls a function of tensors; on a GPU it replays a captured graph. `check_every`: steps between two looks
-    at whether every row has ended, for which the host must wait. `full_length` pads the visual reading to all its
-    positions, so that what follows has one shape. `caption_rows` says to how many captions the different ones of a
-    batch of rows are padded. `encoded_at_once`: images in one pass of the image encoder, None for all.
+    at whether every row has ended, for which the host must wait. Three say to how many something is padded, so that
+    what is computed has few shapes: `positions` that many positions of the visual reading, of a limit; `caption_rows`
+    that many different captions, of a batch of rows; `reread_rows` that many rows which a draft misled, of a batch
+    of rows. `encoded_at_once`: images in one pass of the image encoder, None for all.
     `tokens_at_once`: decoder tokens up to which a pass over a draft takes no longer than the steps it saves. `stage`
     is entered with the name of each part of decoding, of those in `STAGES`.
     """
 
     run: Callable[..., Any] = _directly
     check_every: int = 1
-    full_length: bool = False
+    positions: Callable[[int, int], int] = _as_many
     caption_rows: Callable[[int, int], int] = _as_many
+    reread_rows: Callable[[int, int], int] = _as_many
     encoded_at_once: int | None = None
     tokens_at_once: int = 256
     stage: Stage = unobserved
@@ -132,8 +134,10 @@ def speculate(
     while len(rows):
         if len(rows) * draft.shape[1] > execution.tokens_at_once:
             return _resume(decoder, memory, logits, rows, int(right[rows].min()) + 1, allowed)
-        some = None if allowed is None else allowed[rows]
-        again = _read_along(decoder, memory.select(rows), reading[rows], some)
+        count = execution.reread_rows(len(rows), len(draft))
+        padded = torch.cat([rows, rows[-1:].expand(count - len(rows))])
+        some = None if allowed is None else allowed[padded]
+        again = _read_along(decoder, memory.select(padded), reading[padded], some)[: len(rows)]
         read_again = again.argmax(-1)
         right = right.index_copy(0, rows, _agreement(read_again, reading[rows]))
         logits = logits.index_copy(0, rows, again)

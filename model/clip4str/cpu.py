@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clip4str.autoregression import Execution
@@ -34,7 +35,13 @@ class Lane:
         self._model = model
         self.max_batch = _BATCH
         rows, columns = model.config.vision.grid
-        self._execution = Execution(encoded_at_once=max(1, _TOKENS_AT_ONCE // (rows * columns)))
+        self._execution = Execution(
+            positions=lambda read, limit: min(-(-read // 4) * 4, limit),
+            caption_rows=lambda different, _: rounded(different),
+            reread_rows=lambda misled, _: rounded(misled),
+            encoded_at_once=max(1, _TOKENS_AT_ONCE // (rows * columns)),
+        )
+        self._size = exactly if is_wide(model) else rounded
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="clip4str-lane")
         others = torch.get_num_threads()
         self._thread.submit(_compute_on, processors).result()
@@ -49,9 +56,15 @@ class Lane:
         return self.submit(crops, allowed, stage).result()
 
     def _read(self, crops: Sequence[Pixels], allowed: Tensor | None, execution: Execution) -> Logits:
-        pixels = torch.from_numpy(np.stack(crops))
-        decoded = decode(self._model, pixels, allowed, execution=execution)
-        return decoded.visual.refined, decoded.cross_modal.refined
+        count = len(crops)
+        size = self._size(count)
+        pixels = np.zeros((size, *crops[0].shape), np.uint8)
+        np.stack(crops, out=pixels[:count])
+        padding = torch.arange(size) >= count
+        if allowed is not None:
+            allowed = F.pad(allowed, (0, 0, 0, size - count), value=True)
+        decoded = decode(self._model, torch.from_numpy(pixels), allowed, padding=padding, execution=execution)
+        return decoded.visual.refined[:count], decoded.cross_modal.refined[:count]
 
     def warm_up(self, batch: int) -> None:
         """Read blank crops, one and as many as will come, so that memory is there and kernels are chosen."""
@@ -93,9 +106,29 @@ class Team:
 def ways(model: CLIP4STR) -> list[Lane] | list[Team]:
     """How batches are best read by as many processors as PyTorch uses here: each by one of them, or by all."""
     processors = torch.get_num_threads()
-    if model.config.vision.width >= _WIDE:
+    if is_wide(model):
         return [Team(model, processors)]
     return [Lane(model) for _ in range(processors)]
+
+
+def is_wide(model: CLIP4STR) -> bool:
+    """Whether its single layers are worth the work of several processors."""
+    return model.config.vision.width >= _WIDE
+
+
+def exactly(count: int) -> int:
+    """As many rows as there are."""
+    return count
+
+
+def rounded(count: int) -> int:
+    """So many rows or a few more, one of few numbers: 1 to 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ...
+
+    oneDNN compiles every operation for every shape that it meets. That takes longer than the operation itself, and
+    half a megabyte each; the thousand last are kept, and batches of all sizes, with words of all lengths, make more.
+    """
+    step = 1 << max(0, count.bit_length() - 3)
+    return -(-count // step) * step
 
 
 def _compute_on(processors: int) -> None:

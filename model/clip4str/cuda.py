@@ -100,7 +100,7 @@ class Lane:
             self._execution = Execution(
                 run=Graphs(self._stream),
                 check_every=CHECK_EVERY,
-                full_length=True,
+                positions=lambda _, limit: limit,
                 caption_rows=lambda different, rows: rows if different <= rows else 2 * rows,
                 tokens_at_once=_TOKENS_AT_ONCE,
             )

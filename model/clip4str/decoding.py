@@ -107,8 +107,8 @@ def decode(
             steps = torch.full_like(steps, limit)
         if padding is not None:
             steps = steps.masked_fill(padding, 1)
-        if execution.full_length:
-            visual = F.pad(visual, (0, 0, 0, limit - visual.shape[1]))
+        length = visual.shape[1]
+        visual = F.pad(visual, (0, 0, 0, execution.positions(length, limit) - length))
     readings, context = [visual], steps
     with execution.stage("refine"):
         for _ in range(options.refine_iters):

@@ -112,7 +112,7 @@ class Recognizer:
     ) -> list[Reading]:
         """Read prepared crops, uint8 [3, H, W] each, every one with its own options, in order.
 
-        `spread` divides few crops among all processors that have nothing to do, for the soonest answer. Without it
+        `spread` divides a batch among all processors that have nothing to do, for the soonest answer. Without it
         what fits into one batch is one: for callers who keep all processors busy by themselves. `stage` gives a
         context manager to enter for each part of the work, by its name in `clip4str.stages.STAGES`; of crops that
         are spread several enter at a time, each on the thread that does the part.

@@ -20,6 +20,9 @@ from clip4str.stages import Stage, unobserved
 
 _GPU_BATCH = 256  # larger ones gain nothing and take more memory
 _GPU_LANES = 2  # batches in flight
+_WORTH_SHARING = (
+    4  # crops for each of several processors: fewer are read sooner by one, as Python runs one at a time
+)
 
 
 class _Way(Protocol):
@@ -75,12 +78,12 @@ class Runtime:
 
         `crops` uint8 [3, H, W] each, one or more; `allowed` bool [N, 95] as `decode` takes it; `stage` is entered
         with the name of each part of decoding, on a GPU as it is launched, not as it runs. With `spread`, crops that
-        one batch could hold are divided among the processors that have nothing to do.
+        one batch could hold are divided among the processors that have nothing to do, unless they are few.
         """
         if os.getpid() != self._process:
             raise RuntimeError("this process was forked after the model was loaded: load it in each process")
-        idle = min(self._free.qsize(), self.processors) if spread else 1
-        size = min(self.max_batch, -(-len(crops) // max(idle, 1)))
+        shares = min(self._free.qsize(), self.processors, len(crops) // _WORTH_SHARING) if spread else 1
+        size = min(self.max_batch, -(-len(crops) // max(shares, 1)))
         batches = [slice(start, start + size) for start in range(0, len(crops), size)]
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:

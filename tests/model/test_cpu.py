@@ -20,6 +20,7 @@ from clip4str.inference import optimize
 from clip4str.model import CLIP4STR
 from clip4str.runtime import Runtime
 from clip4str.stages import unobserved
+from clip4str.tokens import allowed_classes
 from tests.model.golden import build
 
 PROCESSORS = 2
@@ -105,7 +106,7 @@ def test_a_lane_computes_on_one_processor_whoever_calls(
     def call() -> int:
         torch.set_num_threads(callers_threads)
         try:
-            runtime.read(crops[:4], None, seen)
+            runtime.read(crops[:8], None, seen)
             return torch.get_num_threads()
         finally:
             torch.set_num_threads(PROCESSORS)  # the number for threads yet to come is the whole process's
@@ -136,7 +137,8 @@ def test_a_team_shares_few_crops_operation_by_operation(model: CLIP4STR, crops: 
 
 
 @pytest.mark.parametrize(
-    ("count", "spread", "batches"), [(1, True, 1), (9, True, 2), (9, False, 1), (33, False, 2), (70, True, 3)]
+    ("count", "spread", "batches"),
+    [(1, True, 1), (7, True, 1), (8, True, 2), (9, True, 2), (9, False, 1), (33, False, 2), (70, True, 3)],
 )
 def test_crops_are_spread_when_asked_and_where_they_must(
     runtime: Runtime, crops: list[Pixels], count: int, spread: bool, batches: int
@@ -145,6 +147,32 @@ def test_crops_are_spread_when_asked_and_where_they_must(
     visual, cross_modal = runtime.read(crops[:count], None, seen, spread=spread)
     assert len(visual) == len(cross_modal) == count
     assert len(seen.threads) == batches
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 17, 32, 33, 1000, 1025])
+def test_rounding_adds_a_quarter_at_most(count: int) -> None:
+    assert count <= cpu.rounded(count) <= 1.25 * count
+    assert cpu.rounded(cpu.rounded(count)) == cpu.rounded(count)
+
+
+def test_batches_of_all_sizes_have_few_shapes(
+    model: CLIP4STR, crops: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shape costs memory for good; what is added to a batch is not in its answer, and changes nothing there."""
+    shapes = set()
+
+    def noted(model: CLIP4STR, pixels: torch.Tensor, *rest: Any, **more: Any) -> object:
+        shapes.add(len(pixels))
+        return decode(model, pixels, *rest, **more)
+
+    digits = allowed_classes("digits").expand(32, -1)
+    lane = cpu.Lane(model)
+    expected = lane.read(crops[:32], digits, unobserved)
+    monkeypatch.setattr("clip4str.cpu.decode", noted)
+    for count in range(1, 33):
+        for part, whole in zip(lane.read(crops[:count], digits[:count], unobserved), expected, strict=True):
+            torch.testing.assert_close(part.softmax(-1), whole[:count].softmax(-1), atol=1e-4, rtol=0)
+    assert shapes == {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32}
 
 
 def test_crops_are_not_spread_to_processors_that_are_busy(runtime: Runtime, crops: list[Pixels]) -> None:

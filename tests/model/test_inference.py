@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from clip4str.charset import BOS, CLASSES
 from clip4str.config import VARIANTS
 from clip4str.inference import PackedLinear, optimize
 from clip4str.model import CLIP4STR, init_decoder
@@ -49,6 +50,36 @@ def test_features(model: CLIP4STR, crops: torch.Tensor, dtype: torch.dtype, boun
     ):
         assert actual.dtype is dtype
         assert float((actual.float() - expected).norm() / expected.norm()) < bound
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.003)], ids=str
+)
+@pytest.mark.parametrize("model", ["tiny"], indirect=True)
+@torch.inference_mode()
+def test_decoders(model: CLIP4STR, dtype: torch.dtype, bound: float) -> None:
+    """Step by step along a text, and all positions at once; `bound` on the error relative to the logits."""
+    source = model.cross_decoder
+    fast = optimize(copy.deepcopy(model), CPU, dtype).cross_decoder
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(2, 9, model.config.embed_dim, generator=generator)
+    ids = torch.cat([torch.full((2, 1), BOS), torch.randint(CLASSES, (2, 25), generator=generator)], dim=1)
+    memory, fast_memory = source.project_memory(features), fast.project_memory(features.to(dtype))
+    content, fast_content = source.project_content(ids[:, :1]), fast.project_content(ids[:, :1])
+    steps, fast_steps = [], []
+    for step in range(26):
+        if step:
+            content = content.append(source.project_content(ids[:, step : step + 1], step))
+            fast_content = fast_content.append(fast.project_content(ids[:, step : step + 1], step))
+        steps.append(source(content, memory, slice(step, step + 1)))
+        fast_steps.append(fast(fast_content, fast_memory, slice(step, step + 1)))
+    mask = torch.rand(2, 1, 26, 26, generator=generator) < 0.5
+    mask[..., 0] = True
+    expected = [torch.cat(steps, dim=1), source(source.project_content(ids), memory, mask=mask)]
+    actual = [torch.cat(fast_steps, dim=1), fast(fast.project_content(ids), fast_memory, mask=mask)]
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype is torch.float32
+        assert float((one - other).norm() / other.norm()) < bound
 
 
 def test_nothing_slow_is_left(model: CLIP4STR) -> None:

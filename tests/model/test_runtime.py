@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from clip4str import ModelInfo, ReadOptions, Recognizer
 from clip4str.benchmark.workload import made_up
 from clip4str.charset import CHARACTERS
 from clip4str.config import VARIANTS
-from clip4str.decoding import decode
+from clip4str.decoding import Decoded, decode
 from clip4str.image import Pixels
 from clip4str.model import CLIP4STR
 from clip4str.runtime import Runtime
@@ -47,14 +48,26 @@ def runtime(model: CLIP4STR, request: pytest.FixtureRequest) -> Runtime:
     return Runtime(copy.deepcopy(model), *request.param)
 
 
+def decided(decoded: Decoded) -> Tensor:
+    """Rows, bool [N], without a character that rounding alone could turn into another."""
+    clear = torch.ones(len(decoded.steps), dtype=torch.bool)
+    for branch in (decoded.visual, decoded.cross_modal):
+        first, second = branch.autoregressive.topk(2).values.unbind(-1)  # [N, T]
+        read = torch.arange(first.shape[1]) < decoded.steps[:, None]
+        clear &= ((first - second > 1e-3) | ~read).all(1)
+    return clear
+
+
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_reads_what_the_trained_form_reads(
     model: CLIP4STR, crops: list[Pixels], device: torch.device
 ) -> None:
     expected = decode(model, torch.from_numpy(np.stack(crops)))
+    rows = decided(expected)
+    assert rows.sum() > 0.9 * len(crops)
     visual, cross_modal = Runtime(copy.deepcopy(model), device, torch.float32).read(crops)
-    torch.testing.assert_close(visual, expected.visual.refined, atol=5e-4, rtol=0)
-    torch.testing.assert_close(cross_modal, expected.cross_modal.refined, atol=5e-4, rtol=0)
+    torch.testing.assert_close(visual[rows], expected.visual.refined[rows], atol=5e-4, rtol=0)
+    torch.testing.assert_close(cross_modal[rows], expected.cross_modal.refined[rows], atol=5e-4, rtol=0)
 
 
 def test_batches_of_every_size_agree(runtime: Runtime, crops: list[Pixels]) -> None:
