@@ -17,6 +17,8 @@ from hashlib import blake2b
 from time import monotonic, perf_counter
 from typing import NamedTuple, TypeAlias
 
+from PIL import Image
+
 from clip4str.image import prepare_into
 from clip4str_service.errors import (
     ClientGoneError,
@@ -30,7 +32,7 @@ from clip4str_service.errors import (
     Violation,
 )
 from clip4str_service.hub import Deliver, Hub, Outcome, Ticket, Times
-from clip4str_service.images import ImageLimits, decode, opened
+from clip4str_service.images import ImageLimits, loaded, opened
 from clip4str_service.metrics import FrontEndMetrics
 from clip4str_service.options import Options, Priority
 from clip4str_service.readings import ModelInfo, Reading
@@ -211,40 +213,54 @@ class Engine:
     ) -> asyncio.Future[list[bytes | ServiceError]]:
         """A call's crops, in their slots: on a pool thread, or at once, where that takes less than to ask one."""
         loop = asyncio.get_running_loop()
-        if crops > _FEW or not all(map(self._small, contents)):
+        images = [self._opened_if_small(content) for content in contents] if crops <= _FEW else [None]
+        if None in images:
             return loop.run_in_executor(self._pool, self._prepare, ticket, chunk, contents)
         done: asyncio.Future[list[bytes | ServiceError]] = loop.create_future()
-        done.set_result(self._prepare(ticket, chunk, contents))
+        done.set_result(self._prepare(ticket, chunk, contents, images))
         return done
 
-    def _small(self, content: Encoded) -> bool:
+    def _opened_if_small(self, content: Encoded) -> Image.Image | ServiceError | None:
         if isinstance(content, ServiceError):
-            return True
+            return content
         if len(content) > _SMALL_BYTES:
-            return False
+            return None
         try:
             image = opened(content, self._limits)
-        except ServiceError:
-            return True
-        return image.width * image.height <= _SMALL_PIXELS
+        except ServiceError as error:
+            return error
+        return image if image.width * image.height <= _SMALL_PIXELS else None
 
     def _prepare(
-        self, ticket: Ticket, chunk: Sequence[int], contents: Sequence[Encoded]
+        self,
+        ticket: Ticket,
+        chunk: Sequence[int],
+        contents: Sequence[Encoded],
+        images: Sequence[Image.Image | ServiceError | None] = (),
     ) -> list[bytes | ServiceError]:
-        """Crops into their slots; the digest of each one's bytes, or its error. Safe to call from several threads."""
+        """Crops into their slots; the digest of each one's bytes, or its error. Safe to call from several threads.
+
+        `images` has what is opened already, or found to be none.
+        """
         return [
-            content if isinstance(content, ServiceError) else self._prepare_one(ticket, index, content)
-            for index, content in zip(chunk, contents, strict=True)
+            self._prepare_one(ticket, index, content, image)
+            for index, content, image in zip(chunk, contents, images or [None] * len(chunk), strict=True)
         ]
 
-    def _prepare_one(self, ticket: Ticket, index: int, content: bytes) -> bytes | ServiceError:
+    def _prepare_one(
+        self, ticket: Ticket, index: int, content: Encoded, image: Image.Image | ServiceError | None
+    ) -> bytes | ServiceError:
+        if isinstance(content, ServiceError):
+            return content
+        if isinstance(image, ServiceError):
+            return image
         if ticket.abandoned:
             return b""
         started = perf_counter()
         try:
-            image = decode(content, self._limits)
+            pixels = loaded(image or opened(content, self._limits))
             decoded = perf_counter()
-            prepare_into(image, ticket.loaded.crops.pixels[ticket.slots[index]])
+            prepare_into(pixels, ticket.loaded.crops.pixels[ticket.slots[index]])
         except ServiceError as error:
             return error
         except Exception:

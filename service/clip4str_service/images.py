@@ -63,16 +63,10 @@ class ImageLimits:
     max_pixels: int
 
 
-def decode(content: bytes, limits: ImageLimits) -> Image.Image:
-    """Decodes one image to RGB, upright, transparent parts on white. Safe to call from several threads.
-
-    Raises as `opened` and `loaded`.
-    """
-    return loaded(opened(content, limits))
-
-
 def opened(content: bytes, limits: ImageLimits) -> Image.Image:
     """An image of which the header alone is read: its size holds, its pixels are to be had from `loaded`.
+
+    Both are safe to call from several threads.
 
     Raises:
         UndecodableImageError: empty, with a broken header, or of too many scans.

@@ -20,11 +20,15 @@ from clip4str_service.errors import (
     UndecodableImageError,
     UnsupportedMediaTypeError,
 )
-from clip4str_service.images import MEDIA_TYPES, ImageLimits, decode, sniff
+from clip4str_service.images import MEDIA_TYPES, ImageLimits, loaded, opened, sniff
 from tests.service.pixel_worker import encoded
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=4_000_000)
 WHITE, BLACK, BLUE = (255, 255, 255), (0, 0, 0), (20, 60, 200)
+
+
+def decode(content: bytes, limits: ImageLimits) -> Image.Image:
+    return loaded(opened(content, limits))
 
 
 def scene(mode: str = "RGB") -> Image.Image:
