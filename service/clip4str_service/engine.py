@@ -20,13 +20,14 @@ from typing import NamedTuple, TypeAlias
 from PIL import Image
 
 from clip4str.image import prepare_into
+from clip4str_service.calls import Call
 from clip4str_service.errors import (
-    ClientGoneError,
     DeadlineExceededError,
     DrainingError,
     InternalError,
     InvalidRequestError,
     NotReadyError,
+    OverloadedError,
     ServiceError,
     TooManyCropsError,
     Violation,
@@ -35,7 +36,8 @@ from clip4str_service.hub import Deliver, Hub, Outcome, Ticket, Times
 from clip4str_service.images import ImageLimits, loaded, opened
 from clip4str_service.metrics import FrontEndMetrics
 from clip4str_service.options import Options, Priority
-from clip4str_service.readings import ModelInfo, Reading
+from clip4str_service.readings import ModelInfo
+from clip4str_service.refusals import Asked, RefusalMemory
 from clip4str_service.settings import Settings
 from clip4str_service.tracing import RequestSpan, current_span
 from clip4str_service.wire import Phase, Wanted
@@ -85,6 +87,7 @@ class Engine:
         self._settings = settings
         self._metrics = metrics
         self._limits = ImageLimits(settings.max_crop_bytes, settings.max_crop_pixels)
+        self._memory = RefusalMemory()
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
 
     @property
@@ -175,22 +178,33 @@ class Engine:
         loop = asyncio.get_running_loop()
         self.check_ready()
         self._check_count(len(crops))
-        give_up = (arrived or loop.time()) + (options.timeout_ms or self._settings.default_timeout_ms) / 1000
+        now = loop.time()
+        give_up = (arrived or now) + (options.timeout_ms or self._settings.default_timeout_ms) / 1000
         if deadline is not None:
             give_up = min(give_up, deadline)
-        if give_up <= loop.time():
+        if give_up <= now:
             raise DeadlineExceededError("the deadline of the call passed")
         call = Call(len(crops), deliver, give_up, deadline, self._metrics)
         span = current_span.get()
-        ticket = call.ticket = await self._hub.admit(
-            [0 if isinstance(crop, ServiceError) else len(crop) for crop in crops],
-            Wanted(options.top_k, options.charset),
-            call.deliver,
-            urgent=options.priority is Priority.INTERACTIVE,
-            deadline=give_up,
-            tenant=caller.tenant,
-            traceparent=caller.traceparent,
-        )
+        asked = Asked(caller.tenant, options.priority is Priority.INTERACTIVE, len(crops), give_up - now)
+        try:
+            self._memory.check(asked, now)
+        except OverloadedError:
+            self._metrics.shed(len(crops))
+            raise
+        try:
+            ticket = call.ticket = await self._hub.admit(
+                [0 if isinstance(crop, ServiceError) else len(crop) for crop in crops],
+                Wanted(options.top_k, options.charset),
+                call.deliver,
+                urgent=asked.urgent,
+                deadline=give_up,
+                tenant=caller.tenant,
+                traceparent=caller.traceparent,
+            )
+        except OverloadedError as refusal:
+            self._memory.keep(asked, refusal, loop.time())
+            raise
         for start in range(0, len(crops), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(crops)))
             preparing = self._prepared(ticket, chunk, [crops[index] for index in chunk], len(crops))
@@ -269,56 +283,6 @@ class Engine:
         self._metrics.stage("decode", decoded - started)
         self._metrics.stage("preprocess", perf_counter() - decoded)
         return blake2b(content, digest_size=_DIGEST_BYTES).digest()
-
-
-class Call:
-    """Crops that have their places. `finish` it."""
-
-    ticket: Ticket
-
-    def __init__(
-        self, crops: int, deliver: Deliver, give_up: float, deadline: float | None, metrics: FrontEndMetrics
-    ) -> None:
-        self._left = set(range(crops))
-        self._deliver = deliver
-        self._give_up = give_up
-        self._deadline = deadline
-        self._metrics = metrics
-
-    @property
-    def model(self) -> ModelInfo:
-        """What reads the crops."""
-        return self.ticket.loaded.info
-
-    def deliver(self, index: int, outcome: Outcome, when: Times) -> None:
-        """Takes an outcome from the ticket."""
-        self._left.discard(index)
-        if isinstance(outcome, Reading):
-            self._metrics.read(outcome)
-        else:
-            self._metrics.failed(outcome.code)
-        self._deliver(index, outcome, when)
-
-    async def finish(self) -> None:
-        """Returns when every crop has its outcome: at the latest when the time for them is up.
-
-        Raises:
-            DeadlineExceededError: the deadline of the call as a whole passed.
-        """
-        try:
-            async with asyncio.timeout_at(self._give_up):
-                await self.ticket.settled
-        except TimeoutError:
-            self.ticket.abandon("deadline")
-            if self._give_up == self._deadline:
-                self._metrics.failed(DeadlineExceededError.code, len(self._left))
-                raise DeadlineExceededError("the deadline of the call passed") from None
-            for index in sorted(self._left):
-                self.deliver(index, DeadlineExceededError("the crop was not read in time"), Times())
-        except asyncio.CancelledError:
-            self.ticket.abandon("cancelled")
-            self._metrics.failed(ClientGoneError.code, len(self._left))
-            raise
 
 
 def _submit(

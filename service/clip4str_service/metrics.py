@@ -50,6 +50,7 @@ class FrontEndMetrics:
             self.registry, "crops", "Crops answered, by outcome: ok or an error's code.", "outcome"
         )
         self._crops_read = self._crops.labels(OK)
+        self._dropped = _dropped(self.registry)
         stages = _stages(self.registry)
         self._stages: dict[CropStage, Histogram] = {
             "decode": stages.labels("decode"),
@@ -78,6 +79,10 @@ class FrontEndMetrics:
     def stage(self, stage: CropStage, seconds: float) -> None:
         """Times one stage of the work on a crop."""
         self._stages[stage].observe(seconds)
+
+    def shed(self, crops: int) -> None:
+        """Counts crops that were refused without asking the supervisor."""
+        self._dropped.labels("shed").inc(crops)
 
     def failed(self, code: str, crops: int = 1) -> None:
         """Counts crops that an error answers, or would have answered."""
@@ -129,9 +134,7 @@ class HubMetrics:
         self._load = load
         self._build: dict[str, str] = {"version": version("clip4str")}
         self._scraping = asyncio.Lock()
-        self._dropped = _counter(
-            self.registry, "dropped", "Crops that were given up before they ran, or refused.", "reason"
-        )
+        self._dropped = _dropped(self.registry)
         self._queue_wait = _histogram(
             self.registry,
             "queue_wait_seconds",
@@ -235,6 +238,11 @@ def _stages(registry: CollectorRegistry) -> Histogram:
         _SECONDS,
         "stage",
     )
+
+
+def _dropped(registry: CollectorRegistry) -> Counter:
+    """Likewise."""
+    return _counter(registry, "dropped", "Crops that were given up before they ran, or refused.", "reason")
 
 
 def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:

@@ -15,7 +15,8 @@ from itertools import groupby, islice
 from operator import itemgetter
 from typing import NamedTuple
 
-from clip4str_service.engine import Call, Caller, Engine
+from clip4str_service.calls import Call
+from clip4str_service.engine import Caller, Engine
 from clip4str_service.errors import (
     ClientGoneError,
     DrainingError,

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
 
-_NICENESS = 5  # beside front ends on the same processors: their work is short, and somebody waits for it
+_NICENESS = 10  # beside front ends on the same processors: their work is short, and somebody waits for it
 _LOST = 70  # exit code (EX_SOFTWARE)
 
 

@@ -24,6 +24,7 @@ from clip4str_service.errors import (
 from clip4str_service.limits import Allowance
 from clip4str_service.options import Options, Priority
 from clip4str_service.readings import Reading
+from clip4str_service.refusals import MEMORY_SECONDS
 from clip4str_service.wire import Phase
 from tests.service.engine_stage import Stage, said, started
 from tests.service.pixel_worker import MODEL, POISON, UNREADABLE, plain
@@ -122,11 +123,12 @@ async def test_limits_of_a_key_are_those_of_all_its_requests() -> None:
         stage.worker.gate.clear()
         first = asyncio.create_task(stage.engine.recognize([plain()] * 2, Options(), Caller("slow")))
         await stage.until_running(2)
-        with pytest.raises(OverloadedError):
-            await stage.engine.recognize([plain()], Options(), Caller("slow"))
         with pytest.raises(TooManyCropsError):
             await stage.engine.recognize([plain()] * 3, Options(), Caller("slow"))
+        with pytest.raises(OverloadedError):
+            await stage.engine.recognize([plain()], Options(), Caller("slow"))
         assert stage.value("dropped_total", reason="limited") == 1
+        await asyncio.sleep(MEMORY_SECONDS)
         other = asyncio.create_task(stage.engine.recognize([plain("123456")], Options(), Caller("other")))
         await stage.until_queued(1)
         stage.worker.gate.set()
@@ -161,8 +163,13 @@ async def test_full_queue_sheds_whole_requests() -> None:
         assert caught.value.retry_after_ms
         assert stage.value("dropped_total", reason="shed") == 2
         assert stage.value("crops_total", outcome="overloaded") == 2
+        with pytest.raises(OverloadedError):  # without asking
+            await stage.engine.recognize([plain()] * 2, Options())
+        assert stage.value("dropped_total", reason="shed") == 4
+        assert stage.value("crops_total", outcome="overloaded") == 4
         stage.worker.gate.set()
         assert said(await first) == colours
+        await asyncio.sleep(MEMORY_SECONDS)
         assert said(await stage.engine.recognize([plain()] * 4, Options())) == ["ABCDEF"] * 4
 
 
