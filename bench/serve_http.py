@@ -1,14 +1,13 @@
 """The bench's HTTP client: ready requests over kept-alive connections, with as little work as can be.
 
-It shares the machine with what it measures, so it knows no more of HTTP/1.1 than that takes: answers that say how
-long they are.
+It shares the machine with what it measures, so it knows of HTTP/1.1 no more than that takes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 _END = b"\r\n\r\n"
@@ -32,12 +31,18 @@ class HttpClient:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._host, self._port = parts.hostname or "", parts.port or 80
         self._idle: list[_Connection] = []
 
     async def send(self, request: bytes) -> Response:
-        """The answer to a request as `post` makes it. Raises OSError, BrokenAnswerError."""
-        connection = await self._connection()
+        """The answer to a request, all its bytes. Raises OSError, BrokenAnswerError."""
+        while self._idle and not self._idle[-1].open:
+            self._idle.pop()
+        if self._idle:
+            connection = self._idle.pop()
+        else:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(_Connection, self._host, self._port)
         try:
             response = await connection.exchange(request)
         except BaseException:  # cancelled: what is still to come would answer nobody
@@ -50,29 +55,18 @@ class HttpClient:
         """Hang up."""
         for connection in self._idle:
             connection.close()
-        self._idle.clear()
-
-    async def _connection(self) -> _Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.open:
-                return connection
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(_Connection, self._host, self._port)
-        return connection
 
 
 class _Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
-    def __init__(self) -> None:
-        self.open = False
-        self._transport: asyncio.Transport | None = None
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport, self.open = cast(asyncio.Transport, transport), True
         self._received = bytearray()
         self._answer: asyncio.Future[Response] | None = None
 
     async def exchange(self, request: bytes) -> Response:
-        if self._transport is None or not self.open:
+        if not self.open:
             raise BrokenAnswerError("the server hung up")
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -80,12 +74,7 @@ class _Connection(asyncio.Protocol):
 
     def close(self) -> None:
         self.open = False
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            self._transport, self.open = transport, True
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -96,9 +85,8 @@ class _Connection(asyncio.Protocol):
         length = _LENGTH.search(head)
         if length is None:
             self._answer.set_exception(BrokenAnswerError(f"an answer without a length: {head[:80]!r}"))
-            return
-        body = bytes(self._received[end + len(_END) :])
-        if len(body) >= int(length[1]):
+        elif len(self._received) >= end + len(_END) + int(length[1]):
+            body = bytes(self._received[end + len(_END) :])
             self._received.clear()
             self.open = self.open and b"\r\nconnection: close" not in head
             self._answer.set_result(Response(int(head[9:12]), head, body))
@@ -107,11 +95,3 @@ class _Connection(asyncio.Protocol):
         self.open = False
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(BrokenAnswerError(f"the server hung up: {exc or 'no answer came'}"))
-
-
-def post(url: str, content_type: str, body: bytes) -> bytes:
-    """A request with all its bytes."""
-    parts = urlsplit(url)
-    target = parts.path + (f"?{parts.query}" if parts.query else "")
-    head = f"POST {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {content_type}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

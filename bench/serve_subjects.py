@@ -17,9 +17,9 @@ from urllib.request import Request, urlopen
 
 import orjson
 
-from bench.serve_http import Response, post
+from bench.serve_http import Response
 from bench.serve_stream import StreamWay
-from bench.serve_ways import GrpcWay, HttpWay, Way, rest, rest_batches
+from bench.serve_ways import GrpcWay, HttpWay, Way, post, rest, rest_batches
 from samples.demo import StartError, free_ports, running_service, stop
 
 BATCH = 64

@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import grpc
 import orjson
 
-from bench.serve_http import BrokenAnswerError, HttpClient, Response, post
+from bench.serve_http import BrokenAnswerError, HttpClient, Response
 from clip4str_service.pb import recognition_pb2 as pb
 
 A = TypeVar("A")
@@ -121,6 +122,14 @@ class HttpWay(Way[Response]):
     async def close(self) -> None:
         """Hang up."""
         self._client.close()
+
+
+def post(url: str, content_type: str, body: bytes) -> bytes:
+    """An HTTP request with all its bytes."""
+    parts = urlsplit(url)
+    target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+    head = f"POST {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {content_type}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def rest(url: str, crops: Sequence[bytes], timeout_ms: int) -> HttpWay:

@@ -34,8 +34,9 @@ _SHARE = 0.8
 _CROPS, _SEED = 4096, 2025
 _CLIENTS, _MEASURE_SECONDS = 64, 10.0
 _TIMEOUT_MS = 10_000
+_LEAST_MINUTES = 2.0
 _EVERY = 5.0  # seconds between two looks at memory
-_SETTLING = 0.2  # of the time: memory pools fill
+_SETTLING, _SETTLING_SECONDS = 0.2, 60.0  # of the time, and at least: memory pools fill
 _SLOPE = 128.0  # KiB a minute that a process may grow
 _SLOWER, _SLOWER_MS = (
     1.5,
@@ -85,7 +86,9 @@ class Watch:
 
 
 def _growth(process: int, looks: Sequence[tuple[float, float]]) -> Growth:
-    settled = np.array(looks[int(_SETTLING * len(looks)) :])
+    begun, ended = looks[0][0], looks[-1][0]
+    from_then = begun + max(_SETTLING_SECONDS, _SETTLING * (ended - begun))
+    settled = np.array([look for look in looks if look[0] >= from_then] or looks[-1:])
     minutes, kib = (settled[:, 0] - settled[0, 0]) / 60, settled[:, 1]
     slope, doubt = least_squares(minutes, kib)
     return Growth(process, command_of(process), kib[0], kib[-1], slope, doubt)
@@ -185,9 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0, metavar="N", help="(default: %(default)g)")
     arguments = parser.parse_args(argv)
     try:
-        if arguments.minutes < 0.5:
+        if arguments.minutes < _LEAST_MINUTES:
             raise StartError(
-                f"--minutes is {arguments.minutes:g}: expected at least 0.5, or nothing can be seen"
+                f"--minutes is {arguments.minutes:g}: expected {_LEAST_MINUTES:g} or more: memory pools fill at first"
             )
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             crops = pool.submit(draw, _CROPS, _SEED).result()

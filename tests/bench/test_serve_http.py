@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from bench.serve_http import BrokenAnswerError, HttpClient, post
+from bench.serve_http import BrokenAnswerError, HttpClient
+from bench.serve_ways import post
 
 Script = Sequence[bytes | None]
 """What a connection answers to each request, in turn: pieces of one answer; None hangs up."""

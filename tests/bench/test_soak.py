@@ -43,6 +43,7 @@ def test_the_last_minute_is_held_against_the_first(last_ms: float, is_slower: bo
 
 async def test_processes_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "_EVERY", 0.05)
+    monkeypatch.setattr(soak, "_SETTLING_SECONDS", 0.2)
     tree = Tree()
     growing = f"import time{READY[:-14]}\nkept = []\nwhile True: kept.append(b'x' * 200000); time.sleep(0.01)"
     with running("import time" + READY) as quiet, running(growing) as greedy:
@@ -61,5 +62,5 @@ async def test_processes_are_watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_short_a_soak_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(["--minutes", "0.1"]) == 2
-    assert "expected at least 0.5" in capsys.readouterr().err
+    assert soak.main(["--minutes", "1.9"]) == 2
+    assert "expected 2 or more" in capsys.readouterr().err
