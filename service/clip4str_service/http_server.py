@@ -2,7 +2,7 @@
 
 A connection is idle between requests, then comes a head, then a body, and for each there is a time. A client at
 fault is told so where no answer is under way, and its connection is closed; whatever it had asked before that is
-answered. Of uvicorn's inside this relies on its protocol's callbacks, and on the fields `cycle`, `pipeline`, `flow`.
+answered. Of uvicorn's inside this relies on its protocol's callbacks, and on the fields `cycle` and `flow`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 32 << 10
 """Of a request's line and headers together; also of what comes between two pieces of a body, such as trailers."""
-
-MAX_PIPELINED = 16
-"""Requests that wait behind the one that is being answered."""
 
 _LINGER = 1.0  # seconds; closed at once, the connection could be reset before the client has read why
 _MAX_LINGERING = 64  # of the connections that were one too many; more are closed without a word
@@ -171,7 +168,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Bytes, for the parser; in pieces that it cannot take more than MAX_HEAD_BYTES of without our notice."""
         self._heard_at = self.loop.time()
         start = 0
-        while start < len(data) and not (self._deaf or self.transport.is_closing()):
+        while start < len(data) and not self._deaf:
             piece = data[start : start + MAX_HEAD_BYTES - self._overhead]
             start += len(piece)
             self._useful = False
@@ -183,8 +180,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """The parser met the first byte of a head."""
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise BufferError("too many requests in advance")  # ends the parsing
+        if not self._answered():
+            # Hardly a client asks before it is answered, and uvicorn would hold as much as is asked. It must ask
+            # again, on another connection, as HTTP lets it expect.
+            raise BufferError("a request in advance")  # ends the parsing
         super().on_message_begin()
         self._enter(_Phase.HEAD)
 
@@ -213,8 +212,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is written."""
         super().on_response_complete()
+        now = self.loop.time()
+        # The last bytes of each answer are in the kernel until the next request comes: samples of one size tell
+        # nothing then. Who asks and never reads is found out when the buffers are full, and no answer is complete.
+        self._unsent_since = now
         if self._phase is _Phase.IDLE:
-            self._since = self.loop.time()
+            self._since = now
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's words)
         """The parser failed."""
@@ -240,15 +243,17 @@ class GuardedProtocol(HttpToolsProtocol):
     def _stuck(self, now: float) -> bool:
         """Whether the client has taken nothing of what is there for it for long, as far as samples tell."""
         unsent = _unsent(self._socket)
-        if unsent != self._unsent or not (unsent or self.transport.is_closing()):
+        if not (
+            self.transport.is_closing() and self.scheme == "https"
+        ):  # then it may have forgotten its buffer
+            unsent += self.transport.get_write_buffer_size()
+        if unsent != self._unsent or not unsent:
             self._unsent, self._unsent_since = unsent, now
         return now - self._unsent_since >= self._limits.write_timeout
 
     def _held_up(self) -> bool:
-        """Whether something is to come, and it is not the client's fault that nothing does."""
-        if self._phase is _Phase.BODY:
-            return self.flow.read_paused or self.cycle.waiting_for_100_continue
-        return self._phase is _Phase.HEAD and self.flow.read_paused
+        """Whether a body is to come, and it is not the client's fault that nothing does."""
+        return self._phase is _Phase.BODY and (self.flow.read_paused or self.cycle.waiting_for_100_continue)
 
     def _due(self) -> float:
         """When the phase has lasted too long."""
@@ -292,8 +297,7 @@ class GuardedProtocol(HttpToolsProtocol):
         in_body = self._phase is _Phase.BODY
         if not in_body and not self._answered():
             self.cycle.keep_alive = False  # what it asked before is answered, and that is the last
-            self._enter(_Phase.IDLE)
-        elif in_body and (self.cycle.response_started or self.pipeline):
+        elif in_body and self.cycle.response_started:
             self.transport.close()
         else:
             if in_body:  # as if the client had left
@@ -327,7 +331,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def _unsent(connection: socket.socket) -> int:
-    """Bytes of answers that the kernel still holds; as long as there are more, it holds some."""
+    """Bytes of answers in the kernel, which holds megabytes: without them a slow client would seem to stand still."""
     try:
         return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except (OSError, ValueError):  # closed by now

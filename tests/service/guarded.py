@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from clip4str_service.errors import ServiceError
 from clip4str_service.http_server import HttpLimits, HttpServer
+from clip4str_service.ports import listening_socket
 
 PATIENT = 5.0
 """Seconds: a limit that no test is to meet, and how long a client waits for what must come."""
@@ -188,7 +189,7 @@ async def _started(tls: ssl.SSLContext | None, changes: dict[str, Any]) -> tuple
     app = App()
     refused: list[ServiceError] = []
     server = HttpServer(app, limits, tls=tls, refused=refused.append)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listening_socket("127.0.0.1", 0)
     serving = asyncio.create_task(server.serve([listening]))
     async with asyncio.timeout(PATIENT):
         while not server.started:  # noqa: ASYNC110 (it raises no event)

@@ -7,7 +7,8 @@ from time import monotonic
 import pytest
 import pytest_asyncio
 
-from clip4str_service.http_server import MAX_HEAD_BYTES, MAX_PIPELINED
+from clip4str_service import http_server
+from clip4str_service.http_server import MAX_HEAD_BYTES
 from tests.service.guarded import GET, HEAD, PATIENT, Doors
 
 SHORT = 0.1
@@ -125,13 +126,16 @@ async def test_head_that_drips_in_is_refused(doors: Doors) -> None:
 
 
 @pytest.mark.parametrize("over", [0, 1])
-async def test_head_has_a_size(doors: Doors, over: int) -> None:
+@pytest.mark.parametrize("first", [0, 100, 20_000])
+async def test_head_has_a_size(doors: Doors, over: int, first: int) -> None:
     start = b"GET / HTTP/1.1\r\nHost: a\r\nX-Filler: "
     end = b"\r\n\r\n"
-    filler = b"x" * (MAX_HEAD_BYTES - len(start) - len(end) + over)
+    head = start + b"x" * (MAX_HEAD_BYTES - len(start) - len(end) + over) + end
     guarded = await doors.open()
     async with guarded.client() as client:
-        client.send(start + filler + end)
+        client.send(head[:first])
+        await asyncio.sleep(0.02)
+        client.send(head[first:])
         answer = await client.answer()
         assert answer.status == (400 if over else 200)
         assert guarded.app.calls == (0 if over else 1)
@@ -156,9 +160,8 @@ async def test_endless_trailers_are_cut(doors: Doors, trailer: bytes) -> None:
         client.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n" + trailer * 20_000)
         answer = await client.answer()
         assert "trailers: must be shorter" in answer.problem["detail"]
-        await client.leave()
-        await guarded.until_empty()
-        assert guarded.app.disconnects == 1
+        await asyncio.sleep(0.05)
+        assert guarded.app.disconnects == guarded.app.ended == 1
 
 
 async def test_trailers_are_no_headers(doors: Doors) -> None:
@@ -177,9 +180,8 @@ async def test_body_that_stops_is_refused(doors: Doors) -> None:
         answer = await client.answer()
         assert (answer.status, answer.problem["code"]) == (400, "invalid_request")
         assert "body: must arrive within 5 s, with no pause of 0.1 s" in answer.problem["detail"]
-        await client.leave()
-        await guarded.until_empty()
-        assert guarded.app.disconnects == 1
+        await asyncio.sleep(0.05)
+        assert guarded.app.disconnects == guarded.app.ended == 1
 
 
 async def test_body_that_drips_in_is_refused(doors: Doors) -> None:
@@ -231,6 +233,9 @@ async def test_slow_application_is_waited_for(doors: Doors) -> None:
         await asyncio.sleep(3 * SHORT)
         guarded.app.gate.set()
         assert (await client.answer()).body == b"1"
+        await asyncio.sleep(SHORT / 2)  # its time to be idle begins only now
+        client.send(GET)
+        assert (await client.answer()).status == 200
 
 
 async def test_early_answer_leaves_the_connection_in_use(doors: Doors) -> None:
@@ -277,6 +282,15 @@ async def test_client_that_reads_slowly_is_served(doors: Doors) -> None:
         assert await client.closed() == b""
 
 
+async def test_client_that_never_rests_is_served(doors: Doors) -> None:
+    guarded = await doors.open(write_timeout=SHORT)
+    async with guarded.client() as client:
+        started = monotonic()
+        while monotonic() - started < 5 * SHORT:
+            client.send(GET)
+            assert (await client.answer()).status == 200
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -294,13 +308,16 @@ async def test_client_that_reads_slowly_is_served(doors: Doors) -> None:
 async def test_what_is_no_request_is_answered_with_a_problem(doors: Doors, request_bytes: bytes) -> None:
     guarded = await doors.open()
     async with guarded.client() as client:
+        started = monotonic()
         client.send(request_bytes)
         answer = await client.answer()
         assert (answer.status, answer.problem["code"]) == (400, "invalid_request")
         assert answer.problem["request_id"] == answer.headers["x-request-id"]
         assert answer.headers["connection"] == "close"
         assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "date" in answer.headers
         assert await client.closed() == b""
+        assert monotonic() - started < SOON / 2
         assert [error.code for error in guarded.refused] == ["invalid_request"]
         assert guarded.app.calls == 0
 
@@ -315,28 +332,85 @@ async def test_bad_chunk_ends_the_request(doors: Doors) -> None:
         assert guarded.app.disconnects == 1
 
 
-async def test_requests_before_nonsense_are_answered(doors: Doors) -> None:
+async def test_refused_client_is_heard_out(doors: Doors) -> None:
+    """Input left unread would make the system reset the connection, answer and all, instead of closing it."""
     guarded = await doors.open()
+    chunk = b"%x\r\n%s\r\n" % (66_000, b"x" * 66_000)
     async with guarded.client() as client:
-        client.send(post("/wait", 1) + b"x" + post("/", 2) + b"xx" + b"nonsense\r\n\r\n" + GET)
-        await asyncio.sleep(0.05)
-        guarded.app.gate.set()
-        assert (await client.answer()).body == b"1"
-        assert (await client.answer()).body == b"2"
+        # More than the server holds for an application that does not read, and then no chunk.
+        client.send(
+            HEAD.replace(b"/", b"/slow-start", 1) + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"no!"
+        )
+        assert (await client.answer()).status == 400
+        client.send(b"x" * 100_000)
         assert await client.closed() == b""
-        assert guarded.app.calls == 2
+    started = monotonic()
+    while guarded.server.open_connections:  # noqa: ASYNC110 (it raises no event)
+        await asyncio.sleep(0.01)
+    assert monotonic() - started < SOON / 2
+    guarded.app.gate.set()
 
 
-async def test_requests_in_advance_are_few(doors: Doors) -> None:
+async def test_refused_client_cannot_stay(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_LINGER", SHORT)
     guarded = await doors.open()
     async with guarded.client() as client:
-        client.send(post("/wait", 1) + b"x" + GET * 1000)
-        await asyncio.sleep(0.05)
-        guarded.app.gate.set()
-        for _ in range(1 + MAX_PIPELINED):
-            assert (await client.answer()).status == 200
+        client.send(b"nonsense\r\n\r\n")
+        assert (await client.answer()).status == 400
         assert await client.closed() == b""
-        assert guarded.app.calls == 1 + MAX_PIPELINED
+        assert guarded.server.open_connections == 1
+        await guarded.until_empty()
+
+
+async def test_connection_that_is_over_is_not_looked_at(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded = await doors.open(head_timeout=SHORT)
+    async with guarded.client() as client:
+        client.send(GET)
+        await client.answer()
+    await guarded.until_empty()
+    looks = 0
+
+    def spy(_: object) -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    monkeypatch.setattr(http_server, "_unsent", spy)
+    await asyncio.sleep(2 * SHORT)
+    assert looks == 0
+
+
+@pytest.mark.parametrize("rest", [b"nonsense\r\n\r\n", GET, GET * 1000, post("/", 1) + b"x", b"G"])
+async def test_request_in_advance_is_not_taken(doors: Doors, rest: bytes) -> None:
+    guarded = await doors.open()
+    async with guarded.client() as client:
+        client.send(post("/wait", 1) + b"x" + rest)
+        await asyncio.sleep(0.05)
+        client.send(rest)
+        guarded.app.gate.set()
+        answer = await client.answer()
+        assert (answer.body, answer.headers["connection"]) == (b"1", "close")
+        assert await client.closed() == b""
+        assert guarded.app.calls == 1
+
+
+async def test_empty_lines_between_requests_are_nothing(doors: Doors) -> None:
+    guarded = await doors.open()
+    async with guarded.client() as client:
+        for _ in range(2):
+            client.send(post("/", 1) + b"x\r\n\r\n")
+            assert (await client.answer()).body == b"1"
+
+
+async def test_client_that_leaves_after_a_request_in_advance_is_missed(doors: Doors) -> None:
+    guarded = await doors.open()
+    async with guarded.client() as client:
+        client.send(post("/wait", 1) + b"x" + GET)
+        await asyncio.sleep(0.05)
+    await guarded.until_empty()
+    assert guarded.app.disconnects == 1
 
 
 async def test_half_closed_client_is_taken_to_be_gone(doors: Doors) -> None:

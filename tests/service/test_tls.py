@@ -329,6 +329,26 @@ def test_bad_file_is_told_in_one_line(
     assert "\n" not in line
 
 
+def test_files_replaced_while_they_are_read_are_not_mixed(
+    mint: Mint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = mint.files()
+    load = ssl.SSLContext.load_cert_chain
+
+    def load_and_replace(*args: Any, **options: Any) -> None:
+        load(*args, **options)
+        mint.files()
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_and_replace)
+    with pytest.raises(TlsError, match="was replaced while it was read"):
+        check_tls(files)
+
+
+def test_client_cannot_make_the_server_shake_hands_again(mint: Mint) -> None:
+    connection = Tls(mint.files()).http_context().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    assert connection.context.options & ssl.OP_NO_RENEGOTIATION
+
+
 def test_good_files(mint: Mint) -> None:
     check_tls(mint.files())
     check_tls(mint.files(client_ca=mint.clients))
