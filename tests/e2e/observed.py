@@ -55,8 +55,12 @@ def children(service: RunningService, module: str) -> list[int]:
 
 def resident(process: int) -> int:
     """Bytes of memory that a process has."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
+    return _memory(process, "VmRSS:")
+
+
+def most_resident(process: int) -> int:
+    """Bytes of memory that a process ever had."""
+    return _memory(process, "VmHWM:")
 
 
 def alive(process: int) -> bool:
@@ -65,6 +69,11 @@ def alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def _memory(process: int, figure: str) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(figure))
 
 
 def _command(process: int) -> list[bytes]:

@@ -1,11 +1,9 @@
 """From start to end: health on both protocols, metrics after traffic, a clean end, a clear failed start."""
 
-import concurrent.futures
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grpc
@@ -13,9 +11,11 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from prometheus_client.parser import text_string_to_metric_families
 
+from clip4str.checkpoint import WEIGHTS
 from samples.demo import RunningService, Sample, free_ports, running_service
+from tests.e2e.observed import PATIENT, metrics
+from tests.e2e.traffic import WAYS
 
 JPEG = {"Content-Type": "image/jpeg"}
 SERVICE = "clip4str.v1.RecognitionService"
@@ -55,16 +55,6 @@ def test_reflection_lists_the_service(channel: grpc.Channel) -> None:
     assert SERVICE in [each.name for each in answer.list_services_response.service]
 
 
-def metrics(service: RunningService) -> dict[tuple[str, ...], float]:
-    """Return (name, label values by label name...) -> value."""
-    families = text_string_to_metric_families(httpx.get(f"{service.metrics}/metrics").text)
-    return {
-        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
-        for family in families
-        for sample in family.samples
-    }
-
-
 def test_metrics_count_the_traffic(
     service: RunningService, rest: httpx.Client, samples: list[Sample]
 ) -> None:
@@ -88,51 +78,32 @@ def test_metrics_count_the_traffic(
     assert httpx.get(f"{service.http}/metrics").status_code == httpx.codes.NOT_FOUND
 
 
-def test_sigterm_under_load_answers_what_was_sent_before(samples: list[Sample]) -> None:
-    files = [("image", (sample.name, sample.content, "image/jpeg")) for sample in samples]
-    answers: list[tuple[float, int | None]] = []  # when a request was sent, and its status; None: no answer
-
-    def keep_posting(address: str) -> None:
-        """Send requests until one is not served."""
-        with httpx.Client(base_url=address, timeout=60) as client:
-            status: int | None = httpx.codes.OK
-            while status == httpx.codes.OK:
-                sent = time.monotonic()
-                try:
-                    status = client.post("/v1/recognize", files=files).status_code
-                except httpx.TransportError:
-                    status = None
-                answers.append((sent, status))
-
-    with running_service() as service, concurrent.futures.ThreadPoolExecutor(8) as pool:
-        clients = [pool.submit(keep_posting, service.http) for _ in range(8)]
-        while len(answers) < len(clients):
-            assert service.process.poll() is None
-            time.sleep(0.01)
-        stopped = time.monotonic()
+def test_full_disk_for_logs_harms_nobody(samples: list[Sample]) -> None:
+    with running_service(output=Path("/dev/full")) as service:
+        for ask in WAYS.values():
+            for sample in samples:
+                assert ask(service, [sample.content]).outcomes == [sample.text]
         service.process.send_signal(signal.SIGTERM)
-        concurrent.futures.wait(clients)
-        assert service.process.wait(30) == 0
-    before = [status for sent, status in answers if sent < stopped]
-    after = [status for sent, status in answers if sent >= stopped]
-    assert len(before) > len(clients)  # some were under way
-    assert set(before) <= {httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE}
-    assert before.count(httpx.codes.OK) >= len(clients)
-    assert set(after) <= {httpx.codes.OK, httpx.codes.SERVICE_UNAVAILABLE, None}
+        assert service.process.wait(PATIENT) == 0
 
 
-def test_missing_model_ends_the_start_with_one_clear_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["missing", "cut short"])
+def test_model_that_cannot_be_loaded_ends_the_start_with_one_clear_line(tmp_path: Path, kind: str) -> None:
+    model = tmp_path / "model.safetensors"
+    if kind == "cut short":
+        content = (WEIGHTS / "default.safetensors").read_bytes()
+        model.write_bytes(content[: len(content) // 2])
     ports = dict(zip(("HTTP", "GRPC", "METRICS"), free_ports(3), strict=True))
     settings = {f"CLIP4STR_{name}_PORT": str(port) for name, port in ports.items()}
-    missing = str(tmp_path / "missing.safetensors")
     ended = subprocess.run(
         [sys.executable, "-m", "clip4str_service"],
-        env={**os.environ, **settings, "CLIP4STR_MODEL": missing},
+        env={**os.environ, **settings, "CLIP4STR_MODEL": str(model)},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
     assert ended.returncode == 2
-    assert missing in ended.stderr
-    assert "Traceback" not in ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert str(model) in line
+    assert "Traceback" not in ended.stdout

@@ -147,7 +147,7 @@ def test_client_that_never_reads_its_rest_answers(service: RunningService, sampl
         connection.connect((host, int(port)))
         started = time.monotonic()
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            connection.sendall((head + body) * 100)
+            connection.sendall((head + body) * 60)
         with steady(service, samples) as traffic:
             traffic.until_more(3)
     traffic.check()
