@@ -1,4 +1,4 @@
-# make demo | serve | test | bench | lint | clean.   VENV=path uses another environment.
+# make demo | serve | test | lint | bench | bench-rivals | bench-serve | soak | clean.   VENV=path uses another environment.
 
 VENV   ?= .venv
 PYTHON ?= python3
@@ -6,9 +6,10 @@ BIN    := $(VENV)/bin
 RESULT ?= this-machine
 MODELS ?= default base16
 BATCHES ?= 1 2 16 32
+MINUTES ?= 30
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo serve test bench lint clean
+.PHONY: demo serve test bench bench-rivals bench-serve soak lint clean
 
 demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
 	$(BIN)/python samples/demo.py
@@ -24,6 +25,15 @@ bench: $(STAMP)  ## measure this machine; RESULT=name of its file, MODELS=what t
 		--json bench/results/$(RESULT).json
 	$(BIN)/python bench/performance.py
 
+bench-rivals: $(STAMP)  ## an environment with the servers that bench-serve compares with
+	$(BIN)/python bench/rivals/install.py
+
+bench-serve: $(STAMP)  ## measure serving beside the bare model and, after bench-rivals, other servers
+	$(BIN)/python bench/serve.py
+
+soak: $(STAMP)  ## 30 minutes at 80 % of capacity; MINUTES=n
+	$(BIN)/python bench/soak.py --minutes $(MINUTES)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,6 +42,8 @@ lint: $(STAMP)
 	$(BIN)/buf lint proto
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python bench/performance.py --check
+	$(BIN)/python bench/serve.py --check
+	$(BIN)/python bench/study.py --check
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
