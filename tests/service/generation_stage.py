@@ -36,6 +36,11 @@ def becomes(model: Path, content: str | None) -> None:
         model.write_text(content)
 
 
+def content_of(model: Path) -> str:
+    """What the model's file holds."""
+    return model.read_text()
+
+
 class Witness:
     """The generation's observer: remembers what it was told."""
 
