@@ -1,4 +1,4 @@
-# make demo | serve | test | lint | bench | bench-rivals | bench-serve | soak | clean.   VENV=path uses another environment.
+# make demo | serve | test | lint | bench | bench-rivals | bench-serve | soak | fuzz | clean.   VENV=path uses another environment.
 
 VENV   ?= .venv
 PYTHON ?= python3
@@ -7,9 +7,10 @@ RESULT ?= this-machine
 MODELS ?= default base16
 BATCHES ?= 1 2 16 32
 MINUTES ?= 30
+EXAMPLES ?= 5000
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo serve test bench bench-rivals bench-serve soak lint clean
+.PHONY: demo serve test bench bench-rivals bench-serve soak fuzz lint clean
 
 demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
 	$(BIN)/python samples/demo.py
@@ -33,6 +34,9 @@ bench-serve: $(STAMP)  ## measure serving beside the bare model and, after bench
 
 soak: $(STAMP)  ## 30 minutes at 80 % of capacity; MINUTES=n
 	$(BIN)/python bench/soak.py --minutes $(MINUTES)
+
+fuzz: $(STAMP)  ## 30,000 malformed requests to REST and gRPC; EXAMPLES=n of each of six kinds
+	$(BIN)/pytest tests/service/test_rest_fuzz.py tests/service/test_rpc_fuzz.py --fuzz-examples $(EXAMPLES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
