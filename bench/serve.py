@@ -23,7 +23,7 @@ from typing import cast
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.serve_bare import Bare
-from bench.serve_promises import Promise, promises
+from bench.serve_promises import promises
 from bench.serve_report import Report
 from bench.serve_run import Plan, measure
 from bench.serve_subjects import RIVALS_PYTHON, SUBJECTS, Subject
@@ -115,13 +115,6 @@ def _device() -> str | None:
     return None if device == "auto" else device
 
 
-def _told(kept: Sequence[Promise]) -> str:
-    return "".join(
-        f"{'kept' if each.kept else 'NOT KEPT':<10}{each.what}: {each.figure} ({each.bound})\n"
-        for each in kept
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measure serving, in one run, beside the bare model.")
     names = [subject.name for subject in SUBJECTS]
@@ -183,8 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             PAGE.write_text(page(read_results(RESULTS)), encoding="utf-8")
         else:
             sys.stdout.write(tables(report))
-        if not arguments.quick:
-            sys.stderr.write(_told(promises(report)))
+        for each in promises(report):
+            if not each.kept and not arguments.quick:
+                sys.stderr.write(f"serve: not kept: {each.what}: {each.figure} ({each.bound})\n")
         return 1 if any(result["wrong"] for result in report["results"]) else 0
     except KeyboardInterrupt:
         return 130

@@ -15,7 +15,7 @@ import numpy as np
 from bench.serve_bare import Bare
 from bench.serve_load import Arrivals, Window, closed_loop, open_loop, percentiles, recovery
 from bench.serve_report import Alone, Load, Peak, Point, Result
-from bench.serve_subjects import MakeWay, Settings, Subject
+from bench.serve_subjects import Settings, Subject
 from bench.serve_tree import Tree
 from bench.serve_ways import Verdict, Way
 
@@ -43,16 +43,10 @@ async def choose(subject: Subject, bare: Bare, plan: Plan) -> tuple[Settings, li
     if len(subject.candidates) == 1:
         return subject.candidates[0], []
     speeds: list[float] = []
-    crops = bare.material.crops
     for settings in subject.candidates:
-        tree = Tree()
-        try:
-            with subject.start(settings, crops[0]) as make:
-                async with _opened(make, crops, _UNHURRIED_MS) as way:
-                    for _ in range(2):  # some learn how to batch from what they are sent
-                        window = await closed_loop(way, _TRIAL_CLIENTS, plan.seconds, tree.cpu_seconds)
-        finally:
-            tree.end()
+        async with _served(subject, settings, bare.material.crops, _UNHURRIED_MS) as (way, tree):
+            for _ in range(2):  # some learn how to batch from what they are sent
+                window = await closed_loop(way, _TRIAL_CLIENTS, plan.seconds, tree.cpu_seconds)
         speeds.append(_speed(window))
         _say(f"{subject.name} with {_shown(settings)}: {speeds[-1]:.1f} crops/s")
     tried: list[dict[str, str | float]] = [
@@ -65,24 +59,22 @@ async def choose(subject: Subject, bare: Bare, plan: Plan) -> tuple[Settings, li
 async def measure(subject: Subject, bare: Bare, plan: Plan) -> Result:
     """All figures of a way. Raises StartError when its server does not start."""
     settings, tried = await choose(subject, bare, plan)
-    crops = bare.material.crops
-    tree = Tree()
-    try:
-        with subject.start(settings, crops[0]) as make:
-            async with _opened(make, crops, _UNHURRIED_MS) as way:
-                wrong = await compare(way, bare.material.texts)
-                points = [
-                    await _point(way, clients, plan.seconds, tree)
-                    for clients in ladder(plan.clients, way.crops)
-                ]
-                best = max(points, key=lambda point: point["crops_per_second"])
-                peak = await _peak(way, best["clients"], bare, plan, tree)
-                alone = await _alone(way, bare, plan, tree) if way.crops == 1 else None
-            async with _opened(make, crops, subject.timeout_ms) as way:
-                loads, back = await _loads(subject, way, peak["crops_per_second"], plan, tree)
-            peak_rss = tree.peak_rss()
-    finally:
-        tree.end()
+    crops, texts = bare.material.crops, bare.material.texts
+    async with _served(subject, settings, crops, _UNHURRIED_MS) as (way, tree):
+        wrong = await compare(way, texts)
+        points = [
+            await _point(way, clients, plan.seconds, tree) for clients in ladder(plan.clients, way.crops)
+        ]
+        clients = max(points, key=lambda point: point["crops_per_second"])["clients"]
+        peak = await _peak(way, clients, bare, plan, tree)
+        alone = await _alone(way, bare, plan, tree) if way.crops == 1 else None
+        peak_rss = tree.peak_rss()
+    best = peak["crops_per_second"]
+    pressed = {**settings, **subject.pressed(best)}
+    async with _served(subject, pressed, crops, subject.timeout_ms) as (way, tree):
+        await closed_loop(way, clients, plan.seconds, tree.cpu_seconds)  # warm
+        loads, back = await _loads(way, subject.timeout_ms / 1000, best, plan, tree)
+        peak_rss = max(peak_rss, tree.peak_rss())
     return {
         "name": subject.name,
         "title": subject.title,
@@ -186,10 +178,12 @@ async def _alone(way: Way[Any], bare: Bare, plan: Plan, tree: Tree) -> Alone:
 
 
 async def _loads(
-    subject: Subject, way: Way[Any], peak: float, plan: Plan, tree: Tree
+    way: Way[Any], within: float, peak: float, plan: Plan, tree: Tree
 ) -> tuple[list[Load], float | None]:
-    """Open loops from half to twice what the way can do, and how long it then takes to be itself again."""
-    within = subject.timeout_ms / 1000
+    """Open loops from half to twice what the way can do, and how long it then takes to be itself again.
+
+    within: seconds that an answer is good for.
+    """
     loads: list[Load] = []
     normal = 0.0
     for load in _LOADS:
@@ -229,13 +223,21 @@ def _load(load: float, offered: float, arrivals: Arrivals, within: float, before
 
 
 @asynccontextmanager
-async def _opened(make: MakeWay, crops: Sequence[bytes], timeout_ms: int) -> AsyncIterator[Way[Any]]:
-    way = make(crops, timeout_ms)
-    await way.open()
+async def _served(
+    subject: Subject, settings: Settings, crops: Sequence[bytes], timeout_ms: int
+) -> AsyncIterator[tuple[Way[Any], Tree]]:
+    """A way to a server of its own, and that server's processes; none is left at the end."""
+    tree = Tree()
     try:
-        yield way
+        with subject.start(settings, crops[0]) as make:
+            way = make(crops, timeout_ms)
+            await way.open()
+            try:
+                yield way, tree
+            finally:
+                await way.close()
     finally:
-        await way.close()
+        tree.end()
 
 
 def _speed(window: Window) -> float:

@@ -51,6 +51,16 @@ class Subject:
     ours: bool = True
     candidates: Sequence[Settings] = ({},)
 
+    def pressed(self, peak: float) -> Settings:
+        """Settings for an open loop of a server whose best is `peak` crops/s: keep no more than can be read in time.
+
+        This service needs none: its requests say how long they are good for.
+        """
+        if self.ours:
+            return {}
+        seconds = self.timeout_ms / 1000
+        return {"RIVAL_TIMEOUT_S": str(seconds), "RIVAL_QUEUE": str(max(BATCH, int(peak * seconds)))}
+
 
 @contextmanager
 def _service(kind: str, settings: Settings, crop: bytes) -> Iterator[MakeWay]:  # noqa: ARG001 (rivals' need it)
@@ -89,7 +99,6 @@ def _serving(rival: _Rival, settings: Settings, crop: bytes) -> Iterator[MakeWay
         "BENTOML_DO_NOT_TRACK": "true",
         "BENTOML_PORT": str(port),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RIVAL_TIMEOUT_S": str(_TIMEOUT_MS / 1000),
         **settings,
         "RIVAL_PORT": str(port),
     }

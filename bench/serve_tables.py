@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.serve_promises import promises
 from bench.serve_report import Alone, Load, Report, Result
 
 NOTHING = "Nothing has been measured yet.\n"
@@ -16,6 +17,7 @@ _LOAD = (
     "server | offered, of its best | in time, crops/s | of its best | answered p50, ms | p99, ms | refused "
     "| to a refusal p50, ms | p99, ms | with Retry-After | late | failed | RSS before, MB | after"
 )
+_PROMISES = "promise | measured | bound | kept"
 _SPEED = "crops_per_second"
 
 
@@ -49,7 +51,10 @@ def tables(report: Report) -> str:
     if chosen := [each for each in results if each["candidates"]]:
         text += "\nSettings tried, the best first and taken:\n\n"
         text += "".join(f"- {each['title']}: {_candidates(each)}\n" for each in chosen)
-    return text
+    kept = (
+        [each.what, each.figure, each.bound, "yes" if each.kept else "**no**"] for each in promises(report)
+    )
+    return f"{text}\nWhat is promised, and was it kept:\n\n{_table(_PROMISES, kept)}"
 
 
 def _alone(result: Result, alone: Alone) -> list[str]:

@@ -17,7 +17,7 @@ from bench.rivals.shared import BATCH, PORT, QUEUE, THREADS, TIMEOUT_S, WAIT_MS,
 
 @serve.deployment(
     num_replicas=WORKERS,
-    max_ongoing_requests=4 * BATCH,
+    max_ongoing_requests=2 * BATCH,
     max_queued_requests=QUEUE,
     ray_actor_options={"num_cpus": THREADS},
 )
