@@ -1,4 +1,5 @@
-# make demo | serve | test | lint | bench | bench-rivals | bench-serve | soak | fuzz | clean.   VENV=path uses another environment.
+# make demo | serve | test | lint | bench | bench-rivals | bench-serve | soak | fuzz | clean.
+# VENV=path uses another environment.
 
 VENV   ?= .venv
 PYTHON ?= python3
