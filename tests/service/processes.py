@@ -75,7 +75,7 @@ async def until(condition: Callable[[], bool]) -> None:
     """Returns when it holds."""
     async with asyncio.timeout(_PATIENCE):
         while not condition():  # noqa: ASYNC110 (the system raises no event)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = _PATIENCE) -> None:
@@ -83,7 +83,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = _PATIENCE) -> Non
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
