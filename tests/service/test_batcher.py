@@ -1,6 +1,8 @@
 """Batches: their bounds, their timing and their end."""
 
 import asyncio
+import gc
+import tracemalloc
 
 import pytest
 
@@ -201,6 +203,42 @@ def test_refused_caller_is_told_when_there_will_be_room() -> None:
         assert soon.value.retry_after == 0.05
         assert later.value.retry_after == 0.05
         assert stage.batcher.retry_after() == 0.05
+
+    play(scenario)
+
+
+def test_refused_tenant_finds_room_when_it_comes_back() -> None:
+    """Though another, who holds all of it, asks more often."""
+
+    async def scenario(stage: Stage) -> None:
+        stage.submit(*range(16), tenant="greedy")
+        with pytest.raises(BatcherFullError):
+            stage.ask(1, 1, 1, tenant="modest")
+        await asyncio.sleep(0.015)  # four have run
+        with pytest.raises(BatcherFullError, match=r"you hold 12 of 16 .* others need room"):
+            stage.ask(1, tenant="greedy")
+        stage.ask(1, 1, 1, tenant="modest")
+
+    play(scenario)
+
+
+def test_nothing_is_left_of_tenants_that_came_and_went() -> None:
+    async def scenario(stage: Stage) -> None:
+        async def come_and_go(tenants: range) -> None:
+            for tenant in tenants:
+                await stage.submit(1, 2, tenant=str(tenant)).answered()
+                place = stage.submit(1, tenant=str(tenant), urgent=False).places[0]
+                stage.batcher.withdraw(place, "cancelled")
+            for remembered in (stage.batches, stage.drops, stage.gone):
+                remembered.clear()
+            gc.collect()
+
+        await come_and_go(range(50))
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        await come_and_go(range(50, 350))
+        assert tracemalloc.get_traced_memory()[0] - before < 300 * 30  # bytes
+        tracemalloc.stop()
 
     play(scenario)
 

@@ -200,11 +200,12 @@ def test_deadline_that_only_a_wasteful_batch_would_meet_gives_way() -> None:
         nonlocal delay
         await experienced(stage, "a", cost=lambda items: delay + 0.050 + 0.001 * items)
         delay = 0.060
+        stage.unreadable.add(0)  # so that nothing is learned from the delay
         stage.submit(0)
         await asyncio.sleep(0.001)
         delay = 0.0
         del stage.batches[:]
-        pressing = stage.submit(1, deadline=stage.now + 0.164)  # 54 ms when the runner is free again
+        pressing = stage.submit(1, deadline=stage.now + 0.168)  # 58 ms when the runner is free again
         others = stage.submit(*range(2, 12))
         await others.answered()
         await pressing.answered()

@@ -2,7 +2,15 @@
 
 import asyncio
 
-from clip4str_service.batcher import Fate, ItemExpiredError, ItemWithdrawnError, RunnerDiedError
+import pytest
+
+from clip4str_service.batcher import (
+    BatcherClosedError,
+    Fate,
+    ItemExpiredError,
+    ItemWithdrawnError,
+    RunnerDiedError,
+)
 from tests.service.batching import Stage, play
 
 
@@ -72,6 +80,45 @@ def test_replay_waits_for_what_runs_in_its_fate_but_not_for_others() -> None:
         assert elsewhere.items == [2]
         assert (await beside).items == [3]
         stage.batcher.finish(running, [2])
+
+    play(scenario, runners=[])
+
+
+def test_replay_that_comes_before_a_woken_taker_runs_is_alone_all_the_same() -> None:
+    async def scenario(stage: Stage) -> None:
+        fate = Fate()
+        stage.submit(1)
+        dying = await stage.batcher.take("dying")
+        stage.submit(2)
+        running = await stage.batcher.take("a", fate=fate)
+        beside = asyncio.create_task(stage.batcher.take("b", fate=fate))
+        await asyncio.sleep(1)
+        stage.submit(3)  # wakes it
+        stage.batcher.give_back(dying)
+        await asyncio.sleep(1)
+        assert not beside.done()
+        stage.batcher.finish(running, [4])
+        assert (await beside).items == [1]
+
+    play(scenario, runners=[])
+
+
+def test_nothing_is_left_for_takers_that_may_not_go() -> None:
+    async def scenario(stage: Stage) -> None:
+        fate = Fate()
+        stage.submit(1)
+        stage.batcher.give_back(await stage.batcher.take("dead"))
+        replay = await stage.batcher.take("a", fate=fate)
+        assert replay.replay
+        takers = [asyncio.create_task(stage.batcher.take("b", fate=fate))]
+        takers.append(asyncio.create_task(stage.batcher.take("c")))
+        await asyncio.sleep(1)
+        stage.submit(2, 3, 4)
+        assert (await takers[1]).items == [2, 3, 4]
+        stage.batcher.finish(replay, [2])
+        stage.batcher.stop()
+        with pytest.raises(BatcherClosedError):
+            await takers[0]
 
     play(scenario, runners=[])
 

@@ -105,6 +105,25 @@ def test_nobody_is_locked_out(bound: int, greedy: list[int], wanted: int, pause:
         assert finished <= (len(greedy) + 1) * bound + pause, "each had its turn, and another again"
 
 
+def test_equal_part_is_there_although_another_holds_nearly_all() -> None:
+    queue = Queue(100)
+    assert queue.ask("a", 90)
+    assert queue.ask("b", 8)
+    assert queue.ask("b", 1)  # it holds something, and little is free
+    assert not queue.ask("a", 1)
+
+
+def test_busy_tenants_have_more_than_an_equal_part_and_leave_some_room() -> None:
+    queue = Queue(100)
+    assert queue.ask("a", 1)
+    assert queue.ask("b", 1)
+    for tenant in ("a", "b") * 60:
+        queue.ask(tenant, 1)
+    held = queue.held
+    assert held["a"] + held["b"] == 88  # of two, each has up to four times what is left
+    assert abs(held["a"] - held["b"]) <= 1
+
+
 def test_much_at_once_is_not_kept_out_by_its_size() -> None:
     queue = Queue(100)
     while queue.ask("small", 1):

@@ -148,6 +148,8 @@ def test_followers_go_with_a_replay() -> None:
         stage.batcher.give_back(again)
         assert {kind for caller in callers for kind in caller.kinds} == {RunnerDiedError}
         assert stage.gone == [2, 3, 4, 1]
+        stage.submit(5)
+        assert (await stage.batcher.take("a")).items == [5]
 
     play(scenario, runners=[])
 

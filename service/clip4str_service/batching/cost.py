@@ -71,6 +71,7 @@ class Cost:
         if self._batches:
             self._deviation += (1 - _ADAPTING) * (abs(surprise) / sqrt(items) - self._deviation)
         self._batches += 1
+        self._usual += (items - self._usual) / min(self._batches, 1 / (1 - _FORGETTING))
         self._fit(items, expected + surprise)
 
     def _fit(self, items: int, seconds: float) -> None:
@@ -86,4 +87,3 @@ class Cost:
         slope = self._items_seconds / (self._items_items + _SAME)
         self.per_item = max(0.0, min(slope, self._mean_seconds / self._mean_items))
         self.per_batch = max(0.0, self._mean_seconds - self.per_item * self._mean_items)
-        self._usual += (1 - _FORGETTING) * (items - self._usual) if self._usual else items

@@ -108,7 +108,7 @@ class Takers(Generic[T, R]):
         if due_at <= now:
             taker.wake()
         elif self._alarm is None:  # one that is set rings no later: what waits the longest is ever younger
-            self._alarm = self._loop.call_at(due_at, self._ring, due_at)
+            self._alarm = self._loop.call_at(due_at, self._ring)
 
     def may_go(self, taker: Taker) -> bool:
         """Whether the next batch may run beside those that share the taker's fate."""
@@ -131,9 +131,9 @@ class Takers(Generic[T, R]):
             return 0.0
         return self._line.oldest + self._max_delay
 
-    def _ring(self, due_at: float) -> None:
+    def _ring(self) -> None:
         self._alarm = None
-        self.look(max(due_at, self._loop.time()))  # a timer may be early by the clock's resolution
+        self.look(self._loop.time())
 
 
 def _in_hand(taker: Taker) -> int:
