@@ -33,7 +33,7 @@ from clip4str_service.errors import (
     Violation,
 )
 from clip4str_service.hub import Deliver, Hub, Outcome, Ticket, Times
-from clip4str_service.images import ImageLimits, loaded, opened
+from clip4str_service.images import ImageLimits, loaded, opened, quick
 from clip4str_service.metrics import FrontEndMetrics
 from clip4str_service.options import Options, Priority
 from clip4str_service.readings import ModelInfo
@@ -237,7 +237,7 @@ class Engine:
     def _opened_if_small(self, content: Encoded) -> Image.Image | ServiceError | None:
         if isinstance(content, ServiceError):
             return content
-        if len(content) > _SMALL_BYTES:
+        if len(content) > _SMALL_BYTES or not quick(content):
             return None
         try:
             image = opened(content, self._limits)

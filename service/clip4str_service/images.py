@@ -42,6 +42,9 @@ _START_OF_SCAN = b"\xff\xda"
 _MAX_SCANS = 100
 """Scans of a JPEG: encoders write about ten, and each costs a pass over all pixels, however short it is."""
 
+_USUAL_SCANS = 12
+_PACKED_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,6 +101,22 @@ def opened(content: bytes, limits: ImageLimits) -> Image.Image:
         raise _corrupt(name) from error
     _check_size(image.width, image.height, limits)
     return image
+
+
+def quick(content: bytes) -> bool:
+    """Whether an image, of any content, takes no longer to read than its bytes and pixels let expect.
+
+    Few bytes can hold much that is unpacked before the pixels, or many passes over them.
+    """
+    match sniff(content):
+        case "PNG":
+            return not any(name in content for name in _PACKED_CHUNKS)
+        case "JPEG":
+            return content.count(_START_OF_SCAN) <= _USUAL_SCANS
+        case "TIFF":
+            return False
+        case _:
+            return True
 
 
 def loaded(image: Image.Image) -> Image.Image:

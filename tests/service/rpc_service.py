@@ -76,10 +76,10 @@ class RpcService(Front):
         """How many calls were counted so."""
         return self.stage.value("requests_total", protocol="grpc", method=method, code=code)
 
-    async def until_counted(self, method: str, code: str) -> None:
-        """Returns when a call was counted so: one that nobody waits for."""
+    async def until_counted(self, method: str, *codes: str) -> None:
+        """Returns when a call that nobody waits for was counted as one of these."""
         async with asyncio.timeout(PATIENCE):
-            while not self.calls(method, code):  # noqa: ASYNC110 (counts raise no event)
+            while not any(self.calls(method, code) for code in codes):  # noqa: ASYNC110 (counts raise no event)
                 await asyncio.sleep(0.001)
 
 
