@@ -21,14 +21,15 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 _STOP_SECONDS = 2.0  # for a child that has nothing left to do
+_FIRST_WORD_SECONDS = 180.0  # for the interpreter and all libraries
 _TICKS = 8  # looks at a child in the time that it may be silent
 
 
 class Child(Generic[M]):
     """One process that runs a module of the service. `over` is done, with its exit code, when it is gone.
 
-    From its first message on it must say something every `silence` seconds, or it is taken for hung and killed. What
-    it is told before it is started, or when it is gone, nobody hears.
+    From its first message on it must say something every `silence` seconds, or it is taken for hung and killed; the
+    first may take minutes, on a slow disk. What it is told before it is started, or when it is gone, nobody hears.
     """
 
     over: asyncio.Task[int]
@@ -125,10 +126,10 @@ class Child(Generic[M]):
         silent, speaks = 0.0, False
         while True:
             await asyncio.sleep(tick)
-            silent = 0.0 if self._said_something or not speaks else silent + tick
+            silent = 0.0 if self._said_something else silent + tick
             speaks = speaks or self._said_something
             self._said_something = False
-            if silent >= self._silence:
+            if silent >= (self._silence if speaks else _FIRST_WORD_SECONDS):
                 self.kill_hung(f"nothing was heard of it for {silent:.1f} s")
 
     def _clean(self, _: asyncio.Task[int]) -> None:

@@ -125,6 +125,13 @@ async def test_child_that_beats_or_did_not_begin_is_let_be() -> None:
     assert [each.child.hung for each in (beating, beginning)] == [False, False]
 
 
+async def test_child_that_never_begins_is_hung_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "_FIRST_WORD_SECONDS", 0.2)
+    echo = await Echo(silence=0.1).start()
+    assert await echo.exit_code() == -signal.SIGKILL
+    assert echo.child.hung
+
+
 async def test_silence_is_not_counted_while_nobody_listens() -> None:
     echo = await Echo(silence=0.5).start("beat")
     await until(lambda: bool(echo.heard))
