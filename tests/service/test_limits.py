@@ -1,7 +1,7 @@
 """What a key may ask, in times of the test's own making."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip4str_service.errors import TooManyCropsError
@@ -120,6 +120,7 @@ def test_key_that_comes_back_is_not_paid_for_old_crops() -> None:
         made.take("a", 1, 0.0)
 
 
+@settings(deadline=None)
 @given(
     rate=st.floats(0.1, 1000),
     burst=st.integers(1, 200),
