@@ -43,8 +43,8 @@ def create_app(
         description="Reads the word in each image.",
         redoc_url=None,
     )
-    app.add_middleware(SecurityHeaders, tls=settings.tls_cert_file is not None)
     app.add_middleware(RequestContext, metrics=metrics, tracing=tracing)
+    app.add_middleware(SecurityHeaders, tls=settings.tls_cert_file is not None)  # outermost: on every answer
     app.add_exception_handler(ServiceError, _failed)
     app.add_exception_handler(HTTPException, _not_routed)
     app.include_router(_recognition(engine, gate, intake, settings))
