@@ -192,11 +192,11 @@ log.info("a line")
 
 
 DECODE = """
-from clip4str_service.images import ImageLimits, decode
+from clip4str_service.images import ImageLimits, loaded, opened
 from python_multipart.multipart import MultipartParser
 from tests.service import planted
 for content in (planted.png(), planted.tiff()):
-    decode(content, ImageLimits(1 << 20, 1 << 20))
+    loaded(opened(content, ImageLimits(1 << 20, 1 << 20)))
     parser = MultipartParser(b"b", {})
     parser.write(b"--b\\r\\nAuthorization: " + planted.KEY.encode() + b"\\r\\n\\r\\n" + content + b"\\r\\n--b--")
 log.debug("decoded")
