@@ -82,11 +82,12 @@ class _Connection(asyncio.Protocol):
         if end < 0 or self._answer is None or self._answer.done():
             return
         head = bytes(self._received[:end]).lower()
-        length = _LENGTH.search(head)
-        if length is None:
-            self._answer.set_exception(BrokenAnswerError(f"an answer without a length: {head[:80]!r}"))
-        elif len(self._received) >= end + len(_END) + int(length[1]):
-            body = bytes(self._received[end + len(_END) :])
+        try:
+            body = _body(head, bytes(self._received[end + len(_END) :]))
+        except BrokenAnswerError as error:
+            self._answer.set_exception(error)
+            return
+        if body is not None:
             self._received.clear()
             self.open = self.open and b"\r\nconnection: close" not in head
             self._answer.set_result(Response(int(head[9:12]), head, body))
@@ -95,3 +96,18 @@ class _Connection(asyncio.Protocol):
         self.open = False
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(BrokenAnswerError(f"the server hung up: {exc or 'no answer came'}"))
+
+
+def _body(head: bytes, rest: bytes) -> bytes | None:
+    """What follows a head; None while there is more to come."""
+    if length := _LENGTH.search(head):
+        return rest if len(rest) >= int(length[1]) else None
+    if b"\r\ntransfer-encoding: chunked" not in head:
+        raise BrokenAnswerError(f"an answer without a length: {head[:80]!r}")
+    body = b""
+    while b"\r\n" in rest:
+        size, _, rest = rest.partition(b"\r\n")
+        if not int(size, 16):
+            return body if rest else None
+        body, rest = body + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
+    return None

@@ -41,7 +41,7 @@ def tables(report: Report) -> str:
     deadlines = sorted({each["timeout_ms"] for each in results})
     text += (
         "\nClients that do not wait (Poisson), deadlines of "
-        + ", ".join(f"{deadline:,} ms for {_listed(results, deadline)}" for deadline in deadlines)
+        + " and of ".join(f"{deadline:,} ms ({_listed(results, deadline)})" for deadline in deadlines)
         + f"; twice its best for {report['overload_seconds']:g} s:\n\n"
         + _table(_LOAD, (_load(result, load) for result in results for load in result["loads"]))
         + "\nSeconds after twice its best until it was itself again: "
@@ -122,7 +122,7 @@ def _candidates(result: Result) -> str:
 
 
 def _listed(results: Sequence[Result], timeout_ms: int) -> str:
-    return " and ".join(each["title"] for each in results if each["timeout_ms"] == timeout_ms)
+    return ", ".join(each["title"] for each in results if each["timeout_ms"] == timeout_ms)
 
 
 def _ms(value: float | None) -> str:

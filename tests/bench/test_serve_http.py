@@ -93,6 +93,21 @@ async def test_an_answer_may_come_in_pieces() -> None:
         client.close()
 
 
+@pytest.mark.parametrize("cut", range(1, 29))
+async def test_an_answer_may_come_in_chunks(cut: int) -> None:
+    head = b"HTTP/1.1 408 Late\r\nServer: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"4\r\nbody\r\nA\r\n, and more\r\n0\r\n\r\n"
+    assert len(chunks) == 29
+    server = Server([head + chunks[:cut], chunks[cut:]], [ok(b"next")])
+    async with server.running() as url:
+        client = HttpClient(url)
+        answer = await client.send(post(url, "a/b", b"x"))
+        assert (answer.status, answer.body) == (408, b"body, and more")
+        assert (await client.send(post(url, "a/b", b"x"))).body == b"next"
+        client.close()
+    assert server.connections == 1
+
+
 async def test_as_many_connections_as_requests_at_a_time() -> None:
     server = Server([b"", ok(b"1")], [ok(b"2")])
     async with server.running() as url:
@@ -109,7 +124,8 @@ async def test_as_many_connections_as_requests_at_a_time() -> None:
     [
         ([None], "hung up"),
         ([ok(b"body")[:-1], None], "hung up"),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"], "without a length"),
+        ([b"HTTP/1.1 200 OK\r\nServer: odd\r\n\r\nbody"], "without a length"),
+        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbo", None], "hung up"),
     ],
 )
 async def test_a_broken_answer_is_an_error(script: Script, message: str) -> None:

@@ -118,7 +118,7 @@ def test_the_tables_say_what_was_measured() -> None:
     assert "Rest 0.5" in text
     assert "Ray not while it was watched" in text
     assert "- Ray: batch 64: 120.0 crops/s; batch 32: 90.0 crops/s" in text
-    assert "1,000 ms for Rest and Ray, 2,000 ms for Rest-64" in text
+    assert "deadlines of 1,000 ms (Rest, Ray) and of 2,000 ms (Rest-64)" in text
     assert rows(text, "Rest: of the bare model") == [["80%", "≥ 60%", "yes"]]
     assert rows(text, "Rest-64: of the bare model") == [["80%", "≥ 90%", "**no**"]]
 
