@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from clip4str_service.http_server import HttpLimits, HttpServer
 from clip4str_service.images import MEDIA_TYPES
+from clip4str_service.wire import Done, Wanted
 from tests.service.front import LIMITS, PATIENCE, Front
-from tests.service.pixel_worker import encoded, plain
+from tests.service.pixel_process import colour
+from tests.service.pixel_worker import POISON, UNREADABLE, PixelWorker, encoded, plain
 from tests.service.rest_service import Service, body
 from tests.service.test_images import scene
 
@@ -69,9 +71,22 @@ class RestPort(Service):
         await super().stop()
 
 
+class SturdyWorker(PixelWorker):
+    """One that no colour breaks: a mutated image may have any."""
+
+    async def read(self, slots: Sequence[int], wanted: Sequence[Wanted], limit: float) -> Done:
+        if self._crops is not None:
+            for slot in slots:
+                pixels = self._crops.pixels[slot]
+                if colour(pixels) in (POISON, UNREADABLE):
+                    pixels[:] = 255
+        return await super().read(slots, wanted, limit)
+
+
 async def opened(kind: Callable[..., Front]) -> Any:
     """A running service of a kind, of narrow limits."""
     service = kind(LIMITS)
+    service.stage.worker = SturdyWorker()
     await service.open()
     return service
 
