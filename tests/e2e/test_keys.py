@@ -223,20 +223,11 @@ def test_revoked_key_is_refused_after_a_reload(service: Service, exit_sign: Samp
         assert knock(service.running, service.keys["plain"], exit_sign.content) == OK, door
 
 
-def test_broken_file_of_keys_leaves_them_as_they_are(service: Service, exit_sign: Sample) -> None:
-    service.file.write_text("[keys.plain]\nsha256 = 'broken'\n")
-    service.running.process.send_signal(signal.SIGHUP)
-    until(lambda: "the API keys stay as they are" in service.log.read_text())
-    assert by_rest(service.running, service.keys["plain"], exit_sign.content) == OK
-    assert by_rest(service.running, None, exit_sign.content) == "unauthenticated"
-
-
 def test_neither_keys_nor_crops_are_logged(service: Service) -> None:
-    images = [planted.png(), planted.tiff()]
-    broken = [image[: len(image) // 2] for image in images]
+    contents = [planted.png(), planted.tiff(), planted.png()[:-100]]
     address = f"{service.running.http}/v1/recognize"
-    for key in (planted.KEY, planted.KEY + "x", planted.KEY + " x", f"{planted.KEY}, {planted.KEY}"):
-        for content in (*images, *broken):
+    for key in (planted.KEY, planted.KEY + "x", f"{planted.KEY}, {planted.KEY}"):
+        for content in contents:
             ways = ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}, {"Authorization": f"Basic {key}"})
             for headers in ways:
                 httpx.post(address, content=content, headers={**headers, "Content-Type": "image/png"})
