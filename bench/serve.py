@@ -28,7 +28,7 @@ from bench.serve_report import Report
 from bench.serve_run import Plan, measure
 from bench.serve_subjects import RIVALS_PYTHON, SUBJECTS, Subject
 from bench.serve_tables import NOTHING, tables
-from bench.serve_tree import adopt_orphans
+from bench.serve_tree import orphans_adopted
 from clip4str import CheckpointError
 from clip4str.hardware import HardwareError
 from samples.demo import StartError
@@ -48,8 +48,7 @@ class ServeError(ValueError):
 
 async def run(subjects: Sequence[Subject], plan: Plan, crops: int, path: Path) -> Report:
     """Measure; the file has each way as soon as it is measured. Raises ServeError, StartError."""
-    adopt_orphans()
-    with Bare() as bare:
+    with orphans_adopted(), Bare() as bare:
         bare.load(os.environ.get("CLIP4STR_MODEL", "default"), _device(), crops, _SEED, plan.seconds / 5)
         material = bare.material
         report: Report = {

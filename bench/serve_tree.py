@@ -7,7 +7,8 @@ import os
 import signal
 import time
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -16,9 +17,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SECONDS = 5.0
 
 
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, so that none is lost from sight."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+@contextmanager
+def orphans_adopted() -> Iterator[None]:
+    """Inside, this process is the parent of descendants whose own parent ends, so that none is lost from sight."""
+    control = ctypes.CDLL(None).prctl
+    control(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        control(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def descendants() -> set[int]:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.serve_bare import draw
 from bench.serve_load import Sample, closed_loop, open_loop, percentiles
-from bench.serve_tree import Tree, adopt_orphans, command_of, memory
+from bench.serve_tree import Tree, command_of, memory, orphans_adopted
 from bench.serve_ways import GrpcWay, Verdict, Way, rest
 from samples.demo import StartError, running_service
 
@@ -115,9 +115,9 @@ def slower(samples: Sequence[Sample], seconds: float) -> tuple[float, float, boo
 
 async def soak(minutes: float, crops: Sequence[bytes]) -> list[str]:
     """What is off; nothing, at best. Raises StartError."""
-    adopt_orphans()
-    tree = Tree()
     async with AsyncExitStack() as stack:
+        stack.enter_context(orphans_adopted())
+        tree = Tree()
         service = stack.enter_context(running_service())
         half = len(crops) // 2  # no crop is in flight twice
         ways: list[Way[Any]] = [

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench.serve_tree import Tree, adopt_orphans, command_of, memory
+from bench.serve_tree import Tree, command_of, memory, orphans_adopted
 from tests.bench.processes import READY, running
 
 MIB = 1 << 20
@@ -38,14 +38,14 @@ def test_time_and_memory_of_a_server_and_its_children() -> None:
 
 def test_orphans_are_kept_in_sight_and_ended_by_force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.serve_tree._STOP_SECONDS", 0.3)
-    adopt_orphans()
-    tree = Tree()
-    with running(PARENT, STUBBORN) as process:
-        process.wait()
-        (orphan,) = tree.processes()
-        assert orphan != process.pid
-        tree.end()
-    assert tree.processes() == set()
+    with orphans_adopted():
+        tree = Tree()
+        with running(PARENT, STUBBORN) as process:
+            process.wait()
+            (orphan,) = tree.processes()
+            assert orphan != process.pid
+            tree.end()
+        assert tree.processes() == set()
 
 
 def test_a_process_that_ended_costs_nothing() -> None:

@@ -19,7 +19,7 @@ from samples.demo import RunningService, Sample, running_service
 from tests.e2e.observed import FRONT_END, PATIENT, children, metrics, resident, total, until
 from tests.e2e.traffic import as_json, by_rest, steady
 
-HEAD_SECONDS, BODY_SECONDS, IDLE_SECONDS = 3.0, 4.0, 5.0
+HEAD_SECONDS, BODY_SECONDS, IDLE_SECONDS = 3.0, 4.0, 3.0
 LATE = 60.0
 """Seconds that a limit may be kept too late, on a busy machine; a body would take its clients four times as long."""
 
