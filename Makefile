@@ -20,7 +20,7 @@ serve: $(STAMP)  ## serve until interrupted; settings by CLIP4STR_* variables
 	$(BIN)/clip4str-service
 
 test: lint  ## everything CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 bench: $(STAMP)  ## measure this machine; RESULT=name of its file, MODELS=what to measure
 	$(BIN)/clip4str bench --models $(MODELS) --batch-sizes $(BATCHES) --baseline bench/published.py \

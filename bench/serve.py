@@ -38,7 +38,7 @@ PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results" / "serve"
 BEGIN, END = "<!-- serving: begin -->\n", "<!-- serving: end -->\n"
 _SEED = 2024  # of the crops
-_CROPS, _QUICK_CROPS = 4096, 256
+_CROPS, _QUICK_CROPS = 4096, 64
 _QUICK = Plan(seconds=0.5, overload_seconds=1.0, recovery_seconds=2.0, clients=4, rounds=1)
 
 

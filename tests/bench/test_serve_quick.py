@@ -47,7 +47,7 @@ def test_a_quick_run(mark: str, tmp_path: Path) -> None:
 
     report = json.loads(output.read_text())
     assert ended.stdout == tables(report)
-    assert report["crops"] == 256
+    assert report["crops"] == 64
     (result,) = report["results"]
     assert result["wrong"] == 0
     assert [point["clients"] for point in result["points"]] == [1, 2, 4]
