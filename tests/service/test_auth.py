@@ -93,6 +93,7 @@ def test_figures(file: Path) -> None:
         (KEY.upper(), "the API key is unknown"),
         (hashlib.sha256(KEY.encode()).hexdigest(), "the API key is unknown"),  # what the file has is no key
     ],
+    ids=range(11),  # the key is another one each time
 )
 def test_intruder_stays_out(file: Path, presented: str | None, reason: str) -> None:
     with pytest.raises(UnauthenticatedError) as caught:
