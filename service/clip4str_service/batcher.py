@@ -145,8 +145,10 @@ class Batcher(Generic[T, R]):
             raise BatcherClosedError("the batcher takes no more items")
         nbytes = sum(sizes)
         now = self._loop.time()
-        self._gate.check(len(sizes), nbytes, urgent=urgent, deadline=deadline, tenant=tenant, now=now)
-        admission = Admission(sizes, urgent, deadline, tenant, owner)
+        forecast = self._gate.check(
+            len(sizes), nbytes, urgent=urgent, deadline=deadline, tenant=tenant, now=now
+        )
+        admission = Admission(sizes, urgent, deadline, tenant, owner, forecast)
         self._gate.enter(admission, nbytes)
         self._line.expect(admission)
         self._admissions[admission] = None
@@ -322,6 +324,8 @@ class Batcher(Generic[T, R]):
         self._free_vacated(work)
         for place in work.places:
             place.finished_at = now
+            if not work.replay:
+                self._gate.done(place, now)
             self._settle(place, outcome)
 
     def _free_vacated(self, work: Work[T, R]) -> None:

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Generic, TypeVar
 
 from clip4str_service.batching.forecast import Forecast
+from clip4str_service.batching.lag import Lag
 from clip4str_service.batching.line import Line
 from clip4str_service.batching.places import Admission, Place
 from clip4str_service.batching.room import Room
@@ -14,7 +15,7 @@ from clip4str_service.batching.room import Room
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MARGIN = 1.3  # times what it is forecast to take: the time that an item must have to come in
+_MARGIN = 1.1  # times what it is expected to take: the time that an item must have to come in
 _UNKNOWN = 1.0  # seconds to come back after, while nothing is known of what batches cost
 _SOONEST, _LATEST = 0.05, 60.0  # seconds to come back after, in any case
 _COUNTED = 1.0  # seconds: many clients count in whole ones
@@ -60,6 +61,7 @@ class Gate(Generic[T, R]):
 
     def __init__(self, bounds: Bounds, line: Line[T, R]) -> None:
         self.forecast = Forecast()
+        self._lag = Lag()
         self._line = line
         self._whole = Room(bounds.max_items, bounds.max_bytes)
         share = bounds.bulk_share
@@ -78,8 +80,11 @@ class Gate(Generic[T, R]):
 
     def check(
         self, items: int, nbytes: int, *, urgent: bool, deadline: float, tenant: str, now: float
-    ) -> None:
-        """Raises BatcherFullError or DeadlineUnmeetableError if so many items cannot come in."""
+    ) -> float | None:
+        """When so many items are forecast to be done, at the soonest; None if there is no telling.
+
+        Raises BatcherFullError or DeadlineUnmeetableError if they cannot come in.
+        """
         if deadline <= now:
             raise DeadlineUnmeetableError("the deadline has passed", self.back_after(self._line.waiting, now))
         for room in self._rooms[urgent]:
@@ -89,15 +94,17 @@ class Gate(Generic[T, R]):
                 retry_after = self.back_after(max(0, refusal.missing - running), now)
                 room.wish(tenant, items, nbytes, now + _EXPECTED * max(_COUNTED, retry_after))
                 raise BatcherFullError(refusal.reason, retry_after)
-        if not self.items:
-            return  # were the forecast wrong, nothing would ever run that could mend it
         seconds = self.forecast.seconds(self._line.ahead(tenant, urgent, items) + items, now)
-        if seconds is not None and (over := now + _MARGIN * seconds - deadline) > 0:
+        if seconds is None:
+            return None
+        expected = _MARGIN * (seconds + self._lag.seconds)
+        over = now + expected - deadline
+        if self.items and over > 0:  # were the forecast wrong, nothing would ever run that could mend it
             raise DeadlineUnmeetableError(
-                f"it may take {_MARGIN * seconds:.2f} s with what waits, and the deadline is in "
-                f"{deadline - now:.2f} s",
+                f"it may take {expected:.2f} s with what waits, and the deadline is in {deadline - now:.2f} s",
                 _within(over),
             )
+        return now + seconds
 
     def enter(self, admission: Admission[T, R], nbytes: int) -> None:
         """The admission's places, of `nbytes` in all, take room."""
@@ -108,6 +115,15 @@ class Gate(Generic[T, R]):
         """The place takes no room any more."""
         for room in self._rooms[place.admission.urgent]:
             room.free(place.admission.tenant, place.nbytes)
+
+    def done(self, place: Place[T, R], now: float) -> None:
+        """The place's item was run: what was forecast of it can be compared."""
+        admission = place.admission
+        cost = self.forecast.cost
+        if (
+            admission.urgent and admission.forecast is not None
+        ):  # others may have to give way to whoever comes later
+            self._lag.learn(now - admission.forecast, cost.seconds(cost.usual))
 
     def back_after(self, items: int, now: float) -> float:
         """Seconds to come back after, when so many items are run besides those that run now."""

@@ -78,14 +78,25 @@ class Place(Generic[T, R]):
 
 
 class Admission(Generic[T, R]):
-    """Places that were given together, all or none. `open`: those whose owner was not told of an outcome yet."""
+    """Places that were given together, all or none.
 
-    __slots__ = ("deadline", "open", "owner", "places", "tenant", "urgent")
+    `forecast`: when their items would be done, at the soonest; None if there was no telling. `open`: those whose
+    owner was not told of an outcome yet.
+    """
+
+    __slots__ = ("deadline", "forecast", "open", "owner", "places", "tenant", "urgent")
 
     def __init__(
-        self, sizes: Sequence[int], urgent: bool, deadline: float, tenant: str, owner: Owner[T, R]
+        self,
+        sizes: Sequence[int],
+        urgent: bool,
+        deadline: float,
+        tenant: str,
+        owner: Owner[T, R],
+        forecast: float | None = None,
     ) -> None:
         self.urgent = urgent
+        self.forecast = forecast
         self.deadline = deadline
         self.tenant = tenant
         self.owner = owner
