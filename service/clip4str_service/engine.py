@@ -52,6 +52,7 @@ _FEW = 4  # crops of a call that may be prepared on the event loop, each
 _SMALL_BYTES = 32 << 10  # of so many bytes
 _SMALL_PIXELS = 1 << 16  # and pixels: about as long as to hand it to a thread and to hear from that
 _DIGEST_BYTES = 16
+_WAY_BACK, _LONGEST_WAY_BACK = 0.05, 0.05  # of a call's time, and seconds: for the answer to reach its caller
 
 
 class Timing(NamedTuple):
@@ -198,7 +199,7 @@ class Engine:
                 Wanted(options.top_k, options.charset),
                 call.deliver,
                 urgent=asked.urgent,
-                deadline=give_up,
+                deadline=give_up - min(_WAY_BACK * asked.patience, _LONGEST_WAY_BACK),
                 tenant=caller.tenant,
                 traceparent=caller.traceparent,
             )

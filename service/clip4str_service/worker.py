@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 
 from clip4str import CheckpointError, Recognizer
-from clip4str.hardware import fit_threads
+from clip4str.hardware import fit_threads, resolve_device
 from clip4str_service.arena import Crops, Pixels
 from clip4str_service.channel import open_channel, take_descriptor
 from clip4str_service.logs import configure_logging
@@ -98,6 +98,8 @@ class Worker:
         configure_logging(order.log_level, order.name)
         loop = asyncio.get_running_loop()
         try:
+            if resolve_device(order.device).type == "cpu":
+                os.nice(_NICENESS)  # of this thread, and of those that it starts from now on
             recognizer = await loop.run_in_executor(self._lanes, _loaded, order)
         except (CheckpointError, ValueError, OSError, RuntimeError) as error:
             # RuntimeError is what PyTorch raises for a device that is missing or full, with lines of advice.
@@ -110,8 +112,6 @@ class Worker:
         if lanes > 1:
             self._lanes.shutdown()
             self._lanes = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
-        if recognizer.info.device == "cpu":
-            os.nice(_NICENESS)
         largest = min(order.max_batch, recognizer.max_batch)
         self._channel.send(Loaded(recognizer.info, lanes, recognizer.processors, largest))
 

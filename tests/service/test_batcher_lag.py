@@ -20,7 +20,7 @@ def test_few_items_are_later_than_it_says() -> None:
     late = np.random.default_rng(1).gamma(4.0, 0.05, 5000)
     for seconds in late:
         lag.learn(float(seconds), batch=0.25)
-    assert lag.seconds == pytest.approx(np.quantile(late, 0.95), rel=0.15)
+    assert lag.seconds == pytest.approx(np.quantile(late, 0.98), rel=0.15)
 
 
 def test_what_is_not_late_is_no_lag() -> None:
@@ -34,7 +34,7 @@ def test_what_stood_still_is_no_rule() -> None:
     for _ in range(1000):
         lag.learn(60.0, batch=0.25)
     assert lag.seconds == 0.5
-    for _ in range(450):
+    for _ in range(1100):
         lag.learn(0.0, batch=0.25)
     assert lag.seconds == 0.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_QUANTILE = 0.95  # of the items are done no later than is told
+_QUANTILE = 0.98  # of the items are done no later than is told
 _STEP = 0.1  # of what a batch takes, by which one item moves the estimate at most
 _MOST = 2.0  # batches: what comes later still has other reasons, which pass
 
