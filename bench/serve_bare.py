@@ -1,6 +1,6 @@
-"""The bare model, in a process of its own: no server can read faster. That process makes the crops, too.
+"""The bare model, in as many processes as a server would have: none can read faster. They make the crops, too.
 
-Only that process imports the model: the client stays small.
+Only they import the model: the client stays small.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ import asyncio
 import io
 import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import chain, count
 from multiprocessing import get_context
 from types import TracebackType
-from typing import NamedTuple, TypeVar
-
-R = TypeVar("R")
+from typing import NamedTuple
 
 BATCHES = (16, 32, 64, 128, 256)
 _CROP_SIZE = (48, 160)
@@ -37,43 +34,55 @@ class Material(NamedTuple):
 
 
 class Bare(AbstractContextManager["Bare"]):
-    """The model's process. `material` is there once it is loaded."""
+    """The model's processes. `material` is there once it is loaded."""
 
     def __init__(self) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pools = [_one_process()]
         self.material = Material([], [], {}, {}, 0)
 
     def load(self, model: str, device: str | None, crops: int, seed: int, seconds: float) -> None:
         """Draw crops, load the model, try each batch size for `seconds`. Raises CheckpointError, HardwareError."""
-        self.material = self._pool.submit(_load, model, device, crops, seed, seconds).result()
+        first = self._pools[0]
+        processes, threads = first.submit(_divided, model, device).result()
+        self._pools += [_one_process() for _ in range(1, processes)]
+        encoded = first.submit(draw, crops, seed).result()
+        loading = [pool.submit(_load, model, device, threads, encoded) for pool in self._pools]
+        (machine, info), *_ = [each.result() for each in loading]
+        sizes = [size for size in BATCHES if size <= crops] or [crops]
+        best = max(sizes, key=lambda size: sum(each.result() for each in self._begin(size, seconds)))
+        texts = first.submit(_texts).result()
+        self.material = Material(encoded, texts, machine, info, best)
 
     async def best(self, seconds: float) -> float:
         """Crops per second of the batch size that is fastest here: prepared crops in, readings out."""
-        return await self._run(_crops_per_second, self.material.best_batch, seconds)
+        speeds = self._begin(self.material.best_batch, seconds)
+        return sum(await asyncio.gather(*map(asyncio.wrap_future, speeds)))
 
     async def single(self, seconds: float) -> float:
         """Milliseconds of one prepared crop, the median."""
-        return await self._run(_single_ms, seconds)
+        return await asyncio.wrap_future(self._pools[0].submit(_single_ms, seconds))
 
-    async def _run(self, function: Callable[..., R], *arguments: float) -> R:
-        return await asyncio.wrap_future(self._pool.submit(function, *arguments))
+    def _begin(self, size: int, seconds: float) -> list[Future[float]]:
+        """Crops per second of each process, while all of them read batches of this size."""
+        return [pool.submit(_crops_per_second, size, seconds) for pool in self._pools]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Loaded:
     """The model and the prepared crops of its process."""
 
-    def __init__(self, model: str, device: str | None, encoded: list[bytes]) -> None:
+    def __init__(self, model: str, device: str | None, threads: int | None, encoded: list[bytes]) -> None:
         from PIL import Image
 
         from clip4str import Recognizer
         from clip4str.hardware import fit_threads
 
-        fit_threads()
+        fit_threads(threads)
         self.recognizer = Recognizer.load(model, device=device)
         self.crops = [self.recognizer.prepare(Image.open(io.BytesIO(each))) for each in encoded]
 
@@ -90,28 +99,44 @@ class _Loaded:
 _loaded: _Loaded
 
 
-def _load(model: str, device: str | None, crops: int, seed: int, seconds: float) -> Material:
+def _one_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def _divided(model: str, device: str | None) -> tuple[int, int | None]:
+    """Processes, and threads of each, that the service would have; None: as many as there are."""
+    from clip4str import checkpoint
+    from clip4str.cpu import processes
+    from clip4str.hardware import fit_threads, resolve_device
+
+    loaded = checkpoint.load(model)
+    if resolve_device(device).type != "cpu":
+        return 1, None
+    threads = fit_threads()
+    count = processes(loaded.config, threads)
+    return count, -(-threads // count)
+
+
+def _load(
+    model: str, device: str | None, threads: int | None, encoded: list[bytes]
+) -> tuple[dict[str, str | int], dict[str, str | int]]:
+    """The machine and the model."""
     global _loaded
     import torch
 
     from clip4str.benchmark.machine import this_machine
 
-    encoded = draw(crops, seed)
-    _loaded = _Loaded(model, device, encoded)
+    _loaded = _Loaded(model, device, threads, encoded)
     info = _loaded.recognizer.info
-    _loaded.recognizer.warm_up(min(max(BATCHES), crops))
-    sizes = [size for size in BATCHES if size <= crops] or [crops]
-    best = max(sizes, key=lambda size: _crops_per_second(size, seconds))
-    texts: list[str] = []
-    for number in range(crops // _CHUNK):
-        texts += _loaded.batch(number, _CHUNK)
-    model_facts: dict[str, str | int] = {
-        "name": info.name,
-        "revision": info.revision,
-        "dtype": info.dtype,
-        "device": info.device,
-    }
-    return Material(encoded, texts, asdict(this_machine(torch.device(info.device))), model_facts, best)
+    _loaded.recognizer.warm_up(min(max(BATCHES), len(encoded)))
+    machine = this_machine(torch.device(info.device))
+    facts = {"name": info.name, "revision": info.revision, "dtype": info.dtype, "device": info.device}
+    return asdict(machine), dict(facts)
+
+
+def _texts() -> list[str]:
+    batches = range(len(_loaded.crops) // _CHUNK)
+    return [text for number in batches for text in _loaded.batch(number, _CHUNK)]
 
 
 def draw(crops: int, seed: int) -> list[bytes]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip4str.autoregression import Execution
+from clip4str.config import ModelConfig
 from clip4str.decoding import decode
 from clip4str.image import Pixels
 from clip4str.model import CLIP4STR
@@ -19,6 +20,7 @@ from clip4str.stages import Stage, unobserved
 
 _TOKENS_AT_ONCE = 1024  # in the image encoder: their activations stay in a processor's caches
 _BATCH = 32  # crops of one processor, at most: more gain nothing and take more memory
+_PROCESSES = 8  # of a server, at most: each has a model and a PyTorch of its own
 _WIDE = 512  # width of an image encoder whose single layers are worth the work of several processors
 
 Logits = tuple[Tensor, Tensor]
@@ -41,7 +43,7 @@ class Lane:
             reread_rows=lambda misled, _: rounded(misled),
             encoded_at_once=max(1, _TOKENS_AT_ONCE // (rows * columns)),
         )
-        self._size = exactly if is_wide(model) else rounded
+        self._size = exactly if is_wide(model.config) else rounded
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="clip4str-lane")
         others = torch.get_num_threads()
         self._thread.submit(_compute_on, processors).result()
@@ -106,14 +108,26 @@ class Team:
 def ways(model: CLIP4STR) -> list[Lane] | list[Team]:
     """How batches are best read by as many processors as PyTorch uses here: each by one of them, or by all."""
     processors = torch.get_num_threads()
-    if is_wide(model):
+    if is_wide(model.config):
         return [Team(model, processors)]
     return [Lane(model) for _ in range(processors)]
 
 
-def is_wide(model: CLIP4STR) -> bool:
-    """Whether its single layers are worth the work of several processors."""
-    return model.config.vision.width >= _WIDE
+def processes(config: ModelConfig, processors: int) -> int:
+    """Among how many processes, each with a model of its own, a server best divides so many processors.
+
+    Of a small model's time, much is Python's, of which a process runs one thread at a time: two processes read single
+    crops half as fast again as two lanes of one do.
+    """
+    if is_wide(config):
+        return 1
+    each = -(-processors // _PROCESSES)
+    return -(-processors // each)
+
+
+def is_wide(config: ModelConfig) -> bool:
+    """Whether a model's single layers are worth the work of several processors."""
+    return config.vision.width >= _WIDE
 
 
 def exactly(count: int) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 from clip4str_service.arena import Slots
 from clip4str_service.batcher import Batch, Batcher, BatcherClosedError, Bounds, Fate
 from clip4str_service.child import side_by_side
@@ -100,7 +102,7 @@ class Care:
 
 
 class Generation:
-    """Workers of one model, one for each order, and what waits for them. Made by `load`."""
+    """Workers of one model, one for each order and their companions, and what waits for them. Made by `load`."""
 
     def __init__(self, number: int, care: Care, bounds: Bounds, observer: Observer) -> None:
         self.number = number
@@ -117,7 +119,10 @@ class Generation:
         return not self.up and min(self._failures.values(), default=0) >= _HOPELESS
 
     async def load(self, orders: Sequence[Load]) -> None:
-        """Starts a worker for each order. Raises WorkerStartError when one cannot, or loads another model."""
+        """Starts a worker for each order. Raises WorkerStartError when one cannot, or loads another model.
+
+        Their companions come later: the first to be warm can read meanwhile.
+        """
         workers = [self._care.worker(order) for order in orders]
         try:
             loaded = await side_by_side(worker.start() for worker in workers)
@@ -134,8 +139,9 @@ class Generation:
         self.batcher: Batcher[Job, bytes] = Batcher(bounds, self, sizeof=len)
         self.load_seconds = max(worker.load_seconds for worker in workers)
         for order, worker, each in zip(orders, workers, loaded, strict=True):
-            self._failures[order.name] = 0
-            self._keepers.append(asyncio.create_task(self._keep(order, worker, each)))
+            self._have(order, (worker, each))
+            for number in range(1, each.companions + 1):
+                self._have(_companion(order, each, number))
 
     async def drained(self) -> None:
         """Takes no more crops; returns when every accepted one has its outcome."""
@@ -162,8 +168,14 @@ class Generation:
         """As the batcher's observer."""
         self.slots.give_back([item.slot])
 
-    async def _keep(self, order: Load, worker: Worker, loaded: Loaded) -> None:
+    def _have(self, order: Load, first: tuple[Worker, Loaded] | None = None) -> None:
+        """From now on there is a worker for this order; `first` runs already."""
+        self._failures[order.name] = 0
+        self._keepers.append(asyncio.create_task(self._keep(order, first)))
+
+    async def _keep(self, order: Load, first: tuple[Worker, Loaded] | None) -> None:
         """Has a worker read, and another one when it is gone, until it is cancelled."""
+        worker, loaded = first or await self._start(order)
         try:
             while True:
                 await self._serve(worker, loaded)
@@ -173,7 +185,7 @@ class Generation:
                     "a worker is gone; another is started", extra={"worker": order.name, "reason": reason}
                 )
                 self._observer.restarted(reason)
-                worker, loaded = await self._restart(order)
+                worker, loaded = await self._start(order)
         finally:
             await worker.stop()
 
@@ -222,7 +234,7 @@ class Generation:
         usual = self.batcher.cost.seconds(crops) or self.load_seconds
         return max(self._care.patience, _SLOW * usual)
 
-    async def _restart(self, order: Load) -> tuple[Worker, Loaded]:
+    async def _start(self, order: Load) -> tuple[Worker, Loaded]:
         while True:
             worker = self._care.worker(order)
             try:
@@ -244,3 +256,8 @@ class Generation:
                 self._failures[order.name] = 0
                 self.load_seconds = worker.load_seconds
                 return worker, loaded
+
+
+def _companion(order: Load, loaded: Loaded, number: int) -> Load:
+    """What is ordered of a companion of a worker that did as `order` says."""
+    return msgspec.structs.replace(order, name=f"{order.name}-{number}", threads=loaded.lanes, processes=1)

@@ -120,6 +120,10 @@ class Load(Protocol):
         """True while crops are accepted."""
 
     @property
+    def workers(self) -> int:
+        """Workers that read, or could."""
+
+    @property
     def load_seconds(self) -> float:
         """How long the last loading of the model took, warm-up included; 0 before the first."""
 
@@ -209,6 +213,7 @@ class HubMetrics:
                 (load.queued + load.running) / load.capacity,
             ),
             "ready": ("1 while crops are accepted.", load.ready),
+            "workers": ("Workers whose model is warm.", load.workers),
             "model_load_seconds": ("The last loading of the model, warm-up included.", load.load_seconds),
         }
         gauges = [

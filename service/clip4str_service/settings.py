@@ -67,6 +67,12 @@ class Settings(BaseSettings):
         None, le=1024, description="threads of a model on the CPU; unset, as many as processors may be used"
     )
 
+    cpu_processes: Count | None = Field(
+        None,
+        le=64,
+        description="processes that share the CPU's threads, each with a model; unset, what suits the model",
+    )
+
     frontends: Count = Field(
         1, le=64, description="processes that decode images and answer; more of them share the devices"
     )

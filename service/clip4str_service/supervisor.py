@@ -196,6 +196,11 @@ class Supervisor:
         return self.phase is Phase.READY
 
     @property
+    def workers(self) -> int:
+        """Workers that are up, of all generations."""
+        return sum(len(generation.up) for generation in self._generations)
+
+    @property
     def load_seconds(self) -> float:
         """How long the last loading of the model took, also that of a worker started again; 0 before the first."""
         return 0.0 if self._generation is None else self._generation.load_seconds
@@ -235,6 +240,7 @@ class Supervisor:
             device=None if device == "auto" else device,
             precision=settings.precision,
             threads=settings.threads,
+            processes=settings.cpu_processes,
             max_batch=settings.max_batch,
             log_level=settings.log_level,
         )

@@ -151,13 +151,17 @@ class Reload(_Message, frozen=True):
 
 
 class Load(_Message, frozen=True):
-    """What a worker is: the first message. `device` None is the best there is."""
+    """What a worker is: the first message. `device` None is the best there is.
+
+    `processes`: how many a CPU's `threads` are for, this one included; None is what suits the model.
+    """
 
     name: str
     model: str
     device: str | None
     precision: str
     threads: int | None
+    processes: int | None
     max_batch: int
     log_level: str
 
@@ -183,13 +187,14 @@ class Loaded(_Message, frozen=True):
     """The model is loaded and warm.
 
     `lanes` batches are read at a time, of `max_batch` crops at most; `processors` of the lanes share no
-    hardware.
+    hardware. The device has room for so many more `companions`, of as many lanes.
     """
 
     model: ModelInfo
     lanes: int
     processors: int
     max_batch: int
+    companions: int
 
 
 class Beat(_Message, frozen=True):

@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from clip4str import CheckpointError, Recognizer
+from clip4str import CheckpointError, Recognizer, checkpoint
+from clip4str.cpu import processes
 from clip4str.hardware import fit_threads, resolve_device
 from clip4str_service.arena import Crops, Pixels
 from clip4str_service.channel import open_channel, take_descriptor
@@ -100,7 +101,7 @@ class Worker:
         try:
             if resolve_device(order.device).type == "cpu":
                 os.nice(_NICENESS)  # of this thread, and of those that it starts from now on
-            recognizer = await loop.run_in_executor(self._lanes, _loaded, order)
+            recognizer, companions = await loop.run_in_executor(self._lanes, _loaded, order)
         except (CheckpointError, ValueError, OSError, RuntimeError) as error:
             # RuntimeError is what PyTorch raises for a device that is missing or full, with lines of advice.
             reason = str(error).partition("\n")[0] or type(error).__name__
@@ -113,7 +114,7 @@ class Worker:
             self._lanes.shutdown()
             self._lanes = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
         largest = min(order.max_batch, recognizer.max_batch)
-        self._channel.send(Loaded(recognizer.info, lanes, recognizer.processors, largest))
+        self._channel.send(Loaded(recognizer.info, lanes, recognizer.processors, largest, companions))
 
     async def _answer(self, batch: Batch) -> None:
         done = await asyncio.get_running_loop().run_in_executor(self._lanes, self._read, batch)
@@ -174,11 +175,18 @@ class _Stages:
         self.seconds[name] = self.seconds.get(name, 0.0) + monotonic() - started
 
 
-def _loaded(order: Load) -> Recognizer:
-    fit_threads(order.threads)
-    recognizer = Recognizer.load(order.model, device=order.device, precision=order.precision)
+def _loaded(order: Load) -> tuple[Recognizer, int]:
+    """The model, and how many more processes like this one its device has room for."""
+    threads = fit_threads(order.threads)
+    loaded = checkpoint.load(order.model)
+    companions = 0
+    if resolve_device(order.device).type == "cpu":
+        sharing = min(threads, order.processes or processes(loaded.config, threads))
+        fit_threads(-(-threads // sharing))
+        companions = sharing - 1
+    recognizer = Recognizer.from_checkpoint(loaded, device=order.device, precision=order.precision)
     recognizer.warm_up(order.max_batch)
-    return recognizer
+    return recognizer, companions
 
 
 def _device_is_lost(error: Exception) -> bool:

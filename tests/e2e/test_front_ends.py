@@ -28,6 +28,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(log: Path) -> Iterator[RunningService]:
     settings = {"CLIP4STR_FRONTENDS": str(len(NAMES)), "CLIP4STR_HANG_TIMEOUT_MS": "60000"}
+    settings |= {"CLIP4STR_CPU_PROCESSES": "1"}
     with running_service(output=log, **settings) as running:
         yield running
 

@@ -67,6 +67,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         CLIP4STR_API_KEYS_FILE=str(file),
         CLIP4STR_LOG_LEVEL="debug",
         CLIP4STR_HANG_TIMEOUT_MS="60000",
+        CLIP4STR_CPU_PROCESSES="1",
     ) as running:
         yield Service(running, file, log, keys, lines)
 

@@ -38,7 +38,7 @@ def log(model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def service(model: Path, log: Path) -> Iterator[RunningService]:
-    with running_service(output=log, CLIP4STR_MODEL=str(model)) as running:
+    with running_service(output=log, CLIP4STR_MODEL=str(model), CLIP4STR_CPU_PROCESSES="1") as running:
         yield running
 
 

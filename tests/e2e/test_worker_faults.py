@@ -47,6 +47,7 @@ def service(files: Path) -> Iterator[RunningService]:
         SABOTAGE_POISON=str(files / "poisoned"),
         CLIP4STR_HANG_TIMEOUT_MS=str(round(1000 * SILENCE)),
         CLIP4STR_DEFAULT_TIMEOUT_MS=str(round(1000 * PATIENT)),
+        CLIP4STR_CPU_PROCESSES="1",  # so that none is there to stand in
     ) as running:
         yield running
 

@@ -27,13 +27,14 @@ from clip4str_service.tracing import BatchTracing
 from clip4str_service.wire import FromFrontend, Load, Phase, State
 from tests.service.pixel_worker import PixelWorker, settings
 
-_ORDER = Load("worker", "pixels", None, "auto", None, 64, "info")
+_ORDER = Load("worker", "pixels", None, "auto", None, 1, 64, "info")
 
 
 class Stage:
     """A front end's engine, the supervisor's part for it, its worker, and the metrics of both sides."""
 
     ready = True
+    workers = 0
     load_seconds = 0.0
 
     def __init__(self, limits: Settings | None = None, **changes: Any) -> None:

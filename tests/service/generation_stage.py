@@ -23,9 +23,9 @@ BOUNDS = Bounds(max_batch=64, max_delay=0.002, max_items=64, max_bytes=1 << 20)
 FOREVER = 1e9
 
 
-def order(model: Path, device: str = "cpu", *, lanes: int = 1) -> Load:
+def order(model: Path, device: str = "cpu", *, lanes: int = 1, processes: int = 1) -> Load:
     """What a worker that reads pixels is told."""
-    return Load(f"worker-{device}", str(model), device, "auto", lanes, 64, "info")
+    return Load(f"worker-{device}", str(model), device, "auto", lanes, processes, 64, "info")
 
 
 def becomes(model: Path, content: str | None) -> None:

@@ -158,7 +158,7 @@ def _load(order: Load) -> Loaded | StartFailed | None:
     device = order.device or "cpu"
     info = replace(MODEL, revision=model.replace("{device}", device), device=device)
     lanes = order.threads or 1
-    return Loaded(info, lanes, lanes, 4096)
+    return Loaded(info, lanes, lanes, 4096, (order.processes or 1) - 1)
 
 
 async def _work(channel: int, descriptors: int) -> None:

@@ -39,7 +39,7 @@ class PixelWorker:
         if self._failure:
             raise WorkerStartError(self._failure)
         self.gone.clear()
-        return Loaded(MODEL, 1, 1, 4096)
+        return Loaded(MODEL, 1, 1, 4096, 0)
 
     def share(self, slots: Slots) -> None:
         self._crops = Crops(os.dup(slots.descriptor), slots.count, MODEL.image_size)

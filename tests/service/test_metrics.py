@@ -32,6 +32,7 @@ CONTRACT = {
     "clip4str_branch_disagreement_total": set(),
     "clip4str_word_confidence": set(),
     "clip4str_ready": set(),
+    "clip4str_workers": set(),
     "clip4str_worker_restarts_total": {"reason"},
     "clip4str_model_load_seconds": set(),
     "clip4str_open_connections": {"protocol"},
@@ -55,7 +56,7 @@ from clip4str_service.metric_files import MetricFiles, count_as
 from clip4str_service.metrics import HubMetrics
 
 class Load:
-    queued, running, capacity, ready, load_seconds = 3, 1, 8, True, 2.5
+    queued, running, capacity, ready, workers, load_seconds = 3, 1, 8, True, 2, 2.5
 
 async def main():
     files = MetricFiles()
@@ -82,6 +83,7 @@ class Load:
     running: int = 1
     capacity: int = 8
     ready: bool = True
+    workers: int = 2
     load_seconds: float = 2.5
 
 
@@ -187,6 +189,7 @@ async def test_gauges_show_the_moment(files: MetricFiles) -> None:
     families = await gauges(metrics)
     assert value(families, "load_ratio") == 0.5
     assert value(families, "ready") == 1
+    assert value(families, "workers") == 2
     assert value(families, "model_load_seconds") == 2.5
     load.queued, load.ready = 7, False
     families = await gauges(metrics)

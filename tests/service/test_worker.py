@@ -31,8 +31,8 @@ LONG = 120.0
 SLOTS = 8
 
 
-def order(model: Path, device: str = "cpu") -> Load:
-    return Load("worker", str(model), device, "fp32", 1, 4, "error")
+def order(model: Path, device: str = "cpu", threads: int = 1, processes: int | None = 1) -> Load:
+    return Load("worker", str(model), device, "fp32", threads, processes, 4, "error")
 
 
 @dataclass
