@@ -10,9 +10,10 @@ from tests.e2e.traffic import by_rest
 
 def test_one_of_two_workers_dies_and_the_service_stays_ready(samples: list[Sample]) -> None:
     contents = [sample.content for sample in samples]
-    settings = {"CLIP4STR_THREADS": "2", "CLIP4STR_CPU_PROCESSES": "2"}
-    timeout = {"CLIP4STR_DEFAULT_TIMEOUT_MS": str(round(1000 * PATIENT))}
-    with running_service(**settings, **timeout) as service:
+    patience = str(round(1000 * PATIENT))
+    with running_service(
+        CLIP4STR_THREADS="2", CLIP4STR_CPU_PROCESSES="2", CLIP4STR_DEFAULT_TIMEOUT_MS=patience
+    ) as service:
         until(lambda: len(children(service, WORKER)) == 2)
         until(lambda: metrics(service)["clip4str_workers",] == 2)
         killed, other = children(service, WORKER)
