@@ -8,6 +8,7 @@ told to, when the supervisor is gone, and when the device is lost; then the supe
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -186,6 +187,8 @@ def _loaded(order: Load) -> tuple[Recognizer, int]:
         companions = sharing - 1
     recognizer = Recognizer.from_checkpoint(loaded, device=order.device, precision=order.precision)
     recognizer.warm_up(order.max_batch)
+    gc.collect()
+    gc.freeze()  # PyTorch and the model stay: no lane has to wait while all of it is looked through
     return recognizer, companions
 
 
