@@ -290,3 +290,15 @@ def test_owner_may_call_the_batcher() -> None:
         assert sorted(stage.gone) == [0, 1, 2, 3, 4]
 
     play(scenario, Bounds(max_batch=4, max_delay=0, max_items=16, max_bytes=1000))
+
+
+def test_one_caller_at_a_time_has_the_same_runner() -> None:
+    """The one that ran last: its caches are warm."""
+
+    async def scenario(stage: Stage) -> None:
+        for item in range(10):
+            await stage.submit(item).answered()
+            await asyncio.sleep(0.005)
+
+    stage = play(scenario, runners=["a", "b", "c"])
+    assert len({batch.runner for batch in stage.batches[1:]}) == 1

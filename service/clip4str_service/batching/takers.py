@@ -97,11 +97,12 @@ class Takers(Generic[T, R]):
     def look(self, now: float) -> None:
         """Wakes the taker whose turn it is if a batch is due, or sees to it that this is looked at when it will be.
 
-        It is the turn of a taker whose runner has the least in hand.
+        It is the turn of a taker whose runner has the least in hand; of several, of the one that waits the shortest:
+        its caches still hold what it needs.
         """
         if not self._takers or not (self._line.waiting or self._line.replays):
             return
-        taker = min(filter(self.may_go, self._takers), key=_in_hand, default=None)
+        taker = min(filter(self.may_go, reversed(self._takers)), key=_in_hand, default=None)
         if taker is None or taker.woken.done():
             return  # each of them looks when it runs, or when what it waits for has run
         due_at = self._due_at(taker)
