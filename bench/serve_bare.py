@@ -43,11 +43,11 @@ class Bare(AbstractContextManager["Bare"]):
     def load(self, model: str, device: str | None, crops: int, seed: int, seconds: float) -> None:
         """Draw crops, load the model, try each batch size for `seconds`. Raises CheckpointError, HardwareError."""
         first = self._pools[0]
-        processes, threads = first.submit(_divided, model, device).result()
+        machine, processes, threads = first.submit(_divided, model, device).result()
         self._pools += [_one_process() for _ in range(1, processes)]
         encoded = first.submit(draw, crops, seed).result()
         loading = [pool.submit(_load, model, device, threads, encoded) for pool in self._pools]
-        (machine, info), *_ = [each.result() for each in loading]
+        info, *_ = [each.result() for each in loading]
         sizes = [size for size in BATCHES if size <= crops] or [crops]
         best = max(sizes, key=lambda size: sum(each.result() for each in self._begin(size, seconds)))
         texts = first.submit(_texts).result()
@@ -103,35 +103,30 @@ def _one_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
-def _divided(model: str, device: str | None) -> tuple[int, int | None]:
-    """Processes, and threads of each, that the service would have; None: as many as there are."""
+def _divided(model: str, device: str | None) -> tuple[dict[str, str | int], int, int | None]:
+    """The machine; processes, and threads of each, that the service would have; None: as many as there are."""
     from clip4str import checkpoint
+    from clip4str.benchmark.machine import this_machine
     from clip4str.cpu import processes
     from clip4str.hardware import fit_threads, resolve_device
 
     loaded = checkpoint.load(model)
-    if resolve_device(device).type != "cpu":
-        return 1, None
     threads = fit_threads()
+    target = resolve_device(device)
+    machine = asdict(this_machine(target))
+    if target.type != "cpu":
+        return machine, 1, None
     count = processes(loaded.config, threads)
-    return count, -(-threads // count)
+    return machine, count, -(-threads // count)
 
 
-def _load(
-    model: str, device: str | None, threads: int | None, encoded: list[bytes]
-) -> tuple[dict[str, str | int], dict[str, str | int]]:
-    """The machine and the model."""
+def _load(model: str, device: str | None, threads: int | None, encoded: list[bytes]) -> dict[str, str | int]:
+    """What is known of the model."""
     global _loaded
-    import torch
-
-    from clip4str.benchmark.machine import this_machine
-
     _loaded = _Loaded(model, device, threads, encoded)
     info = _loaded.recognizer.info
     _loaded.recognizer.warm_up(min(max(BATCHES), len(encoded)))
-    machine = this_machine(torch.device(info.device))
-    facts = {"name": info.name, "revision": info.revision, "dtype": info.dtype, "device": info.device}
-    return asdict(machine), dict(facts)
+    return {"name": info.name, "revision": info.revision, "dtype": info.dtype, "device": info.device}
 
 
 def _texts() -> list[str]:
