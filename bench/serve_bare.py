@@ -80,8 +80,9 @@ class _Loaded:
         from PIL import Image
 
         from clip4str import Recognizer
-        from clip4str.hardware import fit_threads
+        from clip4str.hardware import fit_threads, keep_freed_memory
 
+        keep_freed_memory()
         fit_threads(threads)
         self.recognizer = Recognizer.load(model, device=device)
         self.crops = [self.recognizer.prepare(Image.open(io.BytesIO(each))) for each in encoded]

@@ -11,10 +11,9 @@ import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-# glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, in bytes: take large blocks from the heap, keep its top.
-_KEEP = {-1: 2**31 - 1, -2: 2**28, -3: 2**31 - 1}
+# glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (the most it takes), in bytes, and M_ARENA_MAX: take large
+# blocks from the heap, keep its top, and let there be one heap, since that of a thread cannot hold much.
+_KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**25, -8: 1}
 
 
 class HardwareError(ValueError):
@@ -76,10 +75,11 @@ def fit_threads(threads: int | None = None) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the process' next use. For programs that train; glibc only.
+    """Let the C library keep freed memory for the process' next use. For programs that train or serve; glibc only.
 
-    Each training step frees and takes the same gigabyte. Given back to the system, every page of it is faulted
-    in again, which on a virtual machine can take many times longer than the step itself.
+    Each training step frees and takes the same gigabyte, each batch that is read the same megabytes. Given back to
+    the system, every page is faulted in again, which on a virtual machine can take many times longer than the step
+    itself. To be called before threads are started.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

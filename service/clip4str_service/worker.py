@@ -25,7 +25,7 @@ import torch
 
 from clip4str import CheckpointError, Recognizer, checkpoint
 from clip4str.cpu import processes
-from clip4str.hardware import fit_threads, resolve_device
+from clip4str.hardware import fit_threads, keep_freed_memory, resolve_device
 from clip4str_service.arena import Crops, Pixels
 from clip4str_service.channel import open_channel, take_descriptor
 from clip4str_service.logs import configure_logging
@@ -211,6 +211,7 @@ def main() -> NoReturn:
     """The process: two inherited descriptors in, `Worker.run`, out."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the service: the supervisor says what follows
+    keep_freed_memory()
     channel, descriptors = map(int, sys.argv[1:])
     asyncio.run(_work(channel, descriptors))
     _leave(0)
