@@ -49,6 +49,7 @@ class Load(TypedDict):
     refused_p50_ms: float | None
     refused_p99_ms: float | None
     retry_after: float | None  # of the refusals
+    held_back: float
     late: float
     failed: float
     lag_p99_ms: float  # of the client, behind its own plan

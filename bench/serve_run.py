@@ -214,6 +214,7 @@ def _load(load: float, offered: float, arrivals: Arrivals, within: float, before
         "refused_p50_ms": percentiles(refused)["p50_ms"],
         "refused_p99_ms": percentiles(refused)["p99_ms"],
         "retry_after": said / len(refused) if refused else None,
+        "held_back": len(arrivals.of(Verdict.HELD_BACK)) / count,
         "late": len(arrivals.of(Verdict.LATE)) / count,
         "failed": len(arrivals.of(Verdict.FAILED)) / count,
         "lag_p99_ms": 1000 * float(np.percentile(arrivals.lags, 99)) if arrivals.lags else 0.0,

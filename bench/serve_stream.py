@@ -1,4 +1,8 @@
-"""The stream, as a way: crops are pushed into one call as they come, answers matched by id."""
+"""The stream, as a way: crops are pushed into one call as they come, answers matched by id.
+
+A stream refuses nothing: it holds back who sends too fast. A client whose crops come anyhow then has a queue at whose
+end every answer is late; this one drops what comes while it is held back.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,11 @@ from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
 
 _AT_ONCE = 64  # crops of one message, at most: those that wait while the one before is written
+_HELD_BACK = 0.05  # seconds that a message takes to be written, when it is held back
+
+
+class HeldBackError(Exception):
+    """The stream takes no crops at the moment."""
 
 
 class StreamWay(Way[pb.Result]):
@@ -26,6 +35,7 @@ class StreamWay(Way[pb.Result]):
         self._asked: dict[str, asyncio.Future[pb.Result]] = {}
         self._pushed: list[pb.Crop] = []
         self._some = asyncio.Event()
+        self._writing_since: float | None = None
 
     async def open(self) -> None:
         """Begin the stream."""
@@ -33,8 +43,18 @@ class StreamWay(Way[pb.Result]):
         self._call = RecognitionServiceStub(self._channel).RecognizeStream()
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._read())]
 
+    async def send(self) -> Outcome:
+        """Send the next crop, unless the stream holds back."""
+        try:
+            return await super().send()
+        except HeldBackError:
+            return Outcome(Verdict.HELD_BACK)
+
     async def ask(self, number: int) -> pb.Result:
-        """The answer to the crop of this number."""
+        """The answer to the crop of this number. Raises HeldBackError."""
+        now = asyncio.get_running_loop().time()
+        if self._writing_since is not None and now - self._writing_since > _HELD_BACK:
+            raise HeldBackError
         name = str(next(self._ids))
         answer: asyncio.Future[pb.Result] = asyncio.get_running_loop().create_future()
         self._asked[name] = answer
@@ -70,7 +90,9 @@ class StreamWay(Way[pb.Result]):
             crops, self._pushed = self._pushed[:_AT_ONCE], self._pushed[_AT_ONCE:]
             if not self._pushed:
                 self._some.clear()
+            self._writing_since = asyncio.get_running_loop().time()
             await self._call.write(pb.RecognizeStreamRequest(options=options, crops=crops))
+            self._writing_since = None
             options = None  # of the first message only
 
     async def _read(self) -> None:

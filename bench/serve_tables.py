@@ -15,7 +15,7 @@ _BEST = (
 _ALONE = "server | p50, ms | bare model, ms | added, ms"
 _LOAD = (
     "server | offered, of its best | in time, crops/s | of its best | answered p50, ms | p99, ms | refused "
-    "| to a refusal p50, ms | p99, ms | with Retry-After | late | failed | RSS before, MB | after"
+    "| to a refusal p50, ms | p99, ms | with Retry-After | held back | late | failed | RSS before, MB | after"
 )
 _PROMISES = "promise | measured | bound | kept"
 _SPEED = "crops_per_second"
@@ -44,6 +44,7 @@ def tables(report: Report) -> str:
         + " and of ".join(f"{deadline:,} ms ({_listed(results, deadline)})" for deadline in deadlines)
         + f"; twice its best for {report['overload_seconds']:g} s:\n\n"
         + _table(_LOAD, (_load(result, load) for result in results for load in result["loads"]))
+        + "\nHeld back: what the stream's client dropped because the stream took no more.\n"
         + "\nSeconds after twice its best until it was itself again: "
         + ", ".join(f"{each['title']} {_seconds(each['recovery_s'])}" for each in results)
         + ".\n"
@@ -103,6 +104,7 @@ def _load(result: Result, load: Load) -> list[str]:
         _ms(load["refused_p50_ms"]),
         _ms(load["refused_p99_ms"]),
         "–" if load["retry_after"] is None else f"{load['retry_after']:.0%}",
+        f"{load['held_back']:.1%}",
         f"{load['late']:.1%}",
         f"{load['failed']:.1%}",
         f"{load['rss_before'] / 1e6:,.0f}",

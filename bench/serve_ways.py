@@ -30,6 +30,7 @@ class Verdict(Enum):
 
     READ = "read"  # all of it
     REFUSED = "refused"  # at once: too much is going on
+    HELD_BACK = "held back"  # not sent: the stream takes no more
     LATE = "late"  # given up, by the server or by the client
     FAILED = "failed"
 

@@ -116,6 +116,11 @@ class Engine:
             raise self._not_ready("the model cannot be loaded again; the service must be restarted")
 
     @property
+    def stream_crops(self) -> int:
+        """Crops of one stream that may be in flight: enough for the next batches while the last ones are read."""
+        return self._settings.stream_crops or max(1, 2 * self._hub.at_once)
+
+    @property
     def draining(self) -> asyncio.Event:
         """Set when the service is about to stop."""
         return self._hub.draining

@@ -143,7 +143,8 @@ class _Life:
         self.listening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def add(self, model: Model) -> None:
-        self.child.give(Generation(model.number, model.model, model.slots.count), model.slots.descriptor)
+        told = Generation(model.number, model.model, model.slots.count, model.at_once)
+        self.child.give(told, model.slots.descriptor)
 
     def _told(self, message: FromFrontend) -> None:
         match message:

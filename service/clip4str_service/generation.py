@@ -136,6 +136,7 @@ class Generation:
             raise
         largest = min(each.max_batch for each in loaded)
         bounds = replace(self._bounds, max_batch=min(self._bounds.max_batch, largest))
+        self.at_once = bounds.max_batch * sum(each.lanes * (1 + each.companions) for each in loaded)
         self.batcher: Batcher[Job, bytes] = Batcher(bounds, self, sizeof=len)
         self.load_seconds = max(worker.load_seconds for worker in workers)
         for order, worker, each in zip(orders, workers, loaded, strict=True):

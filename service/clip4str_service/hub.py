@@ -65,10 +65,11 @@ Deliver: TypeAlias = Callable[[int, Outcome, Times], None]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that answers, and the slots for its crops."""
+    """A model that answers, the slots for its crops, and how many of them are read at a time."""
 
     info: ModelInfo
     crops: Crops
+    at_once: int
 
 
 class Hub:
@@ -98,7 +99,16 @@ class Hub:
     @property
     def model(self) -> ModelInfo | None:
         """The model that new calls are read with, once there is one."""
-        return self._generations[max(self._generations)].info if self._generations else None
+        return None if self._newest is None else self._newest.info
+
+    @property
+    def at_once(self) -> int:
+        """Crops that it reads at a time; 0 before there is one."""
+        return 0 if self._newest is None else self._newest.at_once
+
+    @property
+    def _newest(self) -> Loaded | None:
+        return self._generations[max(self._generations)] if self._generations else None
 
     def listening(self) -> None:
         """Says that this front end answers on its ports."""
@@ -159,7 +169,7 @@ class Hub:
             case Generation():
                 descriptor = take_descriptor(self._descriptors)
                 crops = Crops(descriptor, message.slots, message.model.image_size)
-                self._generations[message.number] = Loaded(message.model, crops)
+                self._generations[message.number] = Loaded(message.model, crops, message.at_once)
             case Retired():
                 del self._generations[message.number]
             case Reload():

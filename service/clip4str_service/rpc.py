@@ -85,6 +85,7 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", settings.max_request_bytes + _OVERSIZE),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.http2.bdp_probe", 0),  # it would let a stream that is held back send megabytes ahead
                 ("grpc.so_reuseport", 1),  # front ends share the port; the supervisor holds it against others
                 ("grpc.max_concurrent_streams", settings.max_calls),
                 ("grpc.keepalive_time_ms", settings.idle_timeout_ms),

@@ -98,8 +98,9 @@ class Settings(BaseSettings):
     max_request_bytes: Count = Field(
         16 * _MIB, le=1024 * _MIB, description="bytes of a REST body or gRPC message, at most"
     )
-    stream_crops: Count = Field(
-        256, description="crops of one gRPC stream in flight; more are not read from it"
+    stream_crops: Count | None = Field(
+        None,
+        description="crops of one gRPC stream in flight, at most; unset, twice as many as are read at a time",
     )
 
     max_connections: Count = Field(1024, le=65_536, description="HTTP connections of one front end")

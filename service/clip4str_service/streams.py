@@ -122,7 +122,7 @@ class CropStream:
                 self._in_flight += len(crops)
                 self._waiting.extend(crops)
                 self._came.set()
-                while self._in_flight >= self._settings.stream_crops:
+                while self._in_flight >= self._engine.stream_crops:
                     self._room.clear()
                     await self._room.wait()
         finally:

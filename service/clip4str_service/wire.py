@@ -88,11 +88,15 @@ class Frontend(_Message, frozen=True):
 
 
 class Generation(_Message, frozen=True):
-    """A loaded model and the slots for its crops; the arena's descriptor comes beside the message."""
+    """A loaded model and the slots for its crops; the arena's descriptor comes beside the message.
+
+    `at_once`: crops that all its workers together read at a time.
+    """
 
     number: int
     model: ModelInfo
     slots: int
+    at_once: int
 
 
 class Retired(_Message, frozen=True):

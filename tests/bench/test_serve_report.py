@@ -38,6 +38,7 @@ def a_load(load: float, goodput: float, **more: Any) -> Load:
         "refused_p50_ms": 1.5,
         "refused_p99_ms": 9.5,
         "retry_after": 1.0,
+        "held_back": 0.0,
         "late": 0.0,
         "failed": 0.0,
         "lag_p99_ms": 1.0,
@@ -113,7 +114,9 @@ def test_the_tables_say_what_was_measured() -> None:
     assert rows(text, "Rest")[0] == ["2", "200.0", "80%", "12.5", "25.0", "50.0", "7.25", "0.50", "1,500"]
     assert rows(text, "Rest")[1] == ["25.0", "22.0", "3.5"]
     assert rows(text, "2") == [["200.0 (50.0)", "120.0 (90.0)"], ["210.0 (800.0)"]]
-    overloaded = "2 × | 190.0 | 95% | 300.0 | 900.0 | 50.0% | 1.5 | 9.5 | 100% | 0.0% | 0.0% | 1,000 | 1,005"
+    overloaded = (
+        "2 × | 190.0 | 95% | 300.0 | 900.0 | 50.0% | 1.5 | 9.5 | 100% | 0.0% | 0.0% | 0.0% | 1,000 | 1,005"
+    )
     assert rows(text, "Rest")[3] == overloaded.split(" | ")
     assert "Rest 0.5" in text
     assert "Ray not while it was watched" in text

@@ -81,7 +81,7 @@ class Stage:
         await self.generation.load([_ORDER])
         slots = self.generation.slots
         send_descriptor(self._descriptors, slots.descriptor)
-        self._channel.send(wire.Generation(1, self.generation.model, slots.count))
+        self._channel.send(wire.Generation(1, self.generation.model, slots.count, self.generation.at_once))
         self.dispatcher.accept(self.generation)
         await self.say(Phase.READY)
 

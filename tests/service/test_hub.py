@@ -56,7 +56,9 @@ class Desk:
         memory = Slots(4, MODEL.image_size)
         send_descriptor(self.descriptors, memory.descriptor)
         memory.close()
-        self.channel.send(wire.Generation(number, replace(MODEL, revision=str(number)), memory.count))
+        self.channel.send(
+            wire.Generation(number, replace(MODEL, revision=str(number)), memory.count, 8 * number)
+        )
         await until(lambda: self.hub.model is not None and self.hub.model.revision == str(number))
 
     async def told(self, kind: type[M]) -> M:

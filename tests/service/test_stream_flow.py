@@ -52,6 +52,47 @@ async def test_no_more_crops_are_in_flight_than_the_stream_may_have(held_up: Rpc
     assert max(held_up.stage.worker.batches) <= 4
 
 
+async def test_stream_may_have_twice_as_many_crops_in_flight_as_are_read_at_a_time() -> None:
+    async with serving(settings(max_batch=8)) as rpc:
+        rpc.stage.worker.gate.clear()
+        stream = Stream(rpc.stub)
+        texts = colours(40)
+        for text in texts:
+            await stream.send(plain(text))
+        await stream.call.done_writing()
+        await asyncio.sleep(QUIET)
+        assert rpc.stage.queued + rpc.stage.running == 16
+        rpc.stage.worker.gate.set()
+        assert sorted(await stream.rest()) == answers(texts)
+
+
+async def test_client_that_sent_fast_for_long_is_held_back_as_soon() -> None:
+    async with serving(settings(stream_crops=4)) as rpc:
+        stream = Stream(rpc.stub)
+        texts = colours(2000)
+        written = 0
+        under_way = asyncio.Event()
+
+        async def write() -> None:
+            nonlocal written
+            for text in texts:
+                await stream.send(plain(text) + bytes(3_000))
+                written += 1
+                if written == 1000:
+                    under_way.set()
+            await stream.call.done_writing()
+
+        writing, reading = asyncio.create_task(write()), asyncio.create_task(stream.rest())
+        await under_way.wait()
+        rpc.stage.worker.gate.clear()
+        before = written
+        await asyncio.sleep(QUIET)
+        assert written - before < 100, "HTTP/2's windows have grown"
+        rpc.stage.worker.gate.set()
+        assert sorted(await reading) == answers(texts)
+        await writing
+
+
 async def test_client_that_sends_too_fast_is_held_back(held_up: RpcService) -> None:
     stream = Stream(held_up.stub)
     texts = colours(200)

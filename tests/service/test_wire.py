@@ -22,7 +22,7 @@ MESSAGES: list[tuple[Any, msgspec.Struct]] = [
     (FromFrontend, wire.StartFailed("no")),
     (FromFrontend, wire.Beat()),
     (ToFrontend, wire.Frontend("frontend-0", b'{"a": 1}', 5, 50051)),
-    (ToFrontend, wire.Generation(3, MODEL, 1024)),
+    (ToFrontend, wire.Generation(3, MODEL, 1024, 64)),
     (ToFrontend, wire.Retired(3)),
     (ToFrontend, wire.State(wire.Phase.RESTARTING, 1500)),
     (ToFrontend, wire.Admitted(7, 3, [8, 2])),
