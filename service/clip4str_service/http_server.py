@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from clip4str_service.errors import InvalidRequestError, OverloadedError, ServiceError, Violation
+from clip4str_service.joined_writes import JoinedWrites
 from clip4str_service.logs import current_ids, identify
 from clip4str_service.middleware import problem_response
 from clip4str_service.security_headers import security_headers
@@ -151,7 +152,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """A client is there."""
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport))
         self._socket: socket.socket = transport.get_extra_info("socket")
         self._enter(_Phase.IDLE)
         self._timer = self.loop.call_later(self._tick, self._look)
