@@ -11,7 +11,7 @@ from typing import Any
 
 
 class JoinedWrites(asyncio.Transport):
-    """As the transport within, but that `write` waits for the end of this turn of the loop. Made on its event loop."""
+    """As the transport within, but `write` waits for the end of this turn of the loop. Made on its event loop."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
