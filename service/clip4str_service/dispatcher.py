@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal, Protocol
 
 import msgspec
 
@@ -35,22 +34,12 @@ from clip4str_service.generation import Generation, Job
 from clip4str_service.limits import Limits, RateLimitedError
 from clip4str_service.wire import Admit, Admitted, DropReason, Outcomes, Refused, Settled, Submit, Withdraw
 
-Refusal = Literal["shed", "limited"]
-
-
-class Observer(Protocol):
-    """Is told which crops are refused."""
-
-    def refused(self, reason: Refusal, crops: int) -> None:
-        """Crops were refused, for want of room or time, or by their key's limits."""
-
 
 class Dispatcher:
     """Admits calls to the current generation, where there is one."""
 
-    def __init__(self, limits: Limits, observer: Observer) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._observer = observer
         self._refusal: ServiceError = NotReadyError("the model is still being loaded")
         self._current: Generation | None = None
 
@@ -73,15 +62,13 @@ class Dispatcher:
         try:
             self._limits.take(order.tenant, crops, asyncio.get_running_loop().time())
         except RateLimitedError as limited:
-            self._observer.refused("limited", crops)
-            raise OverloadedError(str(limited), retry_after=limited.retry_after) from None
+            raise OverloadedError(str(limited), retry_after=limited.retry_after, limited=True) from None
         try:
             call.admission = generation.batcher.admit(
                 order.sizes, urgent=order.urgent, deadline=order.deadline, tenant=order.tenant, owner=call
             )
         except (BatcherFullError, DeadlineUnmeetableError) as full:
             self._limits.refund(order.tenant, crops)
-            self._observer.refused("shed", crops)
             raise OverloadedError(str(full), retry_after=full.retry_after) from None
         except BatcherClosedError:
             self._limits.refund(order.tenant, crops)
@@ -132,7 +119,8 @@ class Peer:
         try:
             call = self._dispatcher.admit(self, order)
         except ServiceError as error:
-            self._send(Refused(order.call, error.code, error.detail, error.retry_after_ms))
+            limited = isinstance(error, OverloadedError) and error.limited
+            self._send(Refused(order.call, error.code, error.detail, error.retry_after_ms, limited))
         else:
             self._calls[order.call] = call
             self._send(Admitted(order.call, call.generation.number, call.slots))

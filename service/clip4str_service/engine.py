@@ -128,6 +128,8 @@ class Engine:
     def count(self, error: ServiceError, crops: int = 1) -> None:
         """Counts crops that were refused before they had places."""
         self._metrics.failed(error.code, crops)
+        if isinstance(error, OverloadedError):
+            self._metrics.refused("limited" if error.limited else "shed", crops)
 
     def stop(self) -> None:
         """Gives the threads up; one that is busy ends by itself."""
@@ -193,11 +195,7 @@ class Engine:
         call = Call(len(crops), deliver, give_up, deadline, self._metrics)
         span = current_span.get()
         asked = Asked(caller.tenant, options.priority is Priority.INTERACTIVE, len(crops), give_up - now)
-        try:
-            self._memory.check(asked, now)
-        except OverloadedError:
-            self._metrics.shed(len(crops))
-            raise
+        self._memory.check(asked, now)
         try:
             ticket = call.ticket = await self._hub.admit(
                 [0 if isinstance(crop, ServiceError) else len(crop) for crop in crops],

@@ -165,12 +165,16 @@ class RetryableError(ServiceError):
 
 
 class OverloadedError(RetryableError):
-    """There is no room for the request now."""
+    """There is no room for the request now. `limited`: by its key's own limits."""
 
     code = "overloaded"
     http_status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
     title = "The service is overloaded"
+
+    def __init__(self, detail: str, *, retry_after: float | None = None, limited: bool = False) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.limited = limited
 
 
 class NotReadyError(RetryableError):

@@ -15,6 +15,7 @@ from clip4str_service.errors import (
     DeadlineExceededError,
     DrainingError,
     InternalError,
+    OverloadedError,
     ServiceError,
     error_of,
 )
@@ -160,7 +161,10 @@ class Hub:
                 ticket.admit(self._generations[message.generation], message.slots)
             case Refused():
                 ticket = self._tickets.pop(message.call)
-                ticket.refuse(error_of(message.code, message.detail, message.retry_after_ms))
+                error = error_of(message.code, message.detail, message.retry_after_ms)
+                if isinstance(error, OverloadedError):
+                    error.limited = message.limited
+                ticket.refuse(error)
             case State():
                 self.phase, self.retry_after_ms = message.phase, message.retry_after_ms
                 if self.phase is Phase.DRAINING:

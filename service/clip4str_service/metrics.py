@@ -80,9 +80,9 @@ class FrontEndMetrics:
         """Times one stage of the work on a crop."""
         self._stages[stage].observe(seconds)
 
-    def shed(self, crops: int) -> None:
-        """Counts crops that were refused without asking the supervisor."""
-        self._dropped.labels("shed").inc(crops)
+    def refused(self, reason: Literal["shed", "limited"], crops: int) -> None:
+        """Counts crops that were refused, for want of room or time, or by their key's limits."""
+        self._dropped.labels(reason).inc(crops)
 
     def failed(self, code: str, crops: int = 1) -> None:
         """Counts crops that an error answers, or would have answered."""
@@ -181,9 +181,9 @@ class HubMetrics:
             self._stages.labels(stage).observe(seconds)
         self._unwanted.inc(unwanted)
 
-    def dropped(self, reason: DropReason, crops: int = 1) -> None:
-        """Counts crops that never run."""
-        self._dropped.labels(reason).inc(crops)
+    def dropped(self, reason: DropReason) -> None:
+        """Counts an admitted crop that will never run."""
+        self._dropped.labels(reason).inc()
 
     def restarted(self, reason: RestartReason) -> None:
         """Counts a worker that is gone and followed by another."""

@@ -13,7 +13,7 @@ from clip4str_service.tracing import BatchTracing, TracedCrop
 
 
 class Observation:
-    """The observer of the dispatcher and of every generation."""
+    """The observer of every generation."""
 
     def __init__(self, metrics: HubMetrics, tracing: BatchTracing) -> None:
         self._metrics = metrics
@@ -56,10 +56,6 @@ class Observation:
     def dropped(self, reason: DropReason) -> None:
         """An admitted crop will never run."""
         self._metrics.dropped(reason)
-
-    def refused(self, reason: Literal["shed", "limited"], crops: int) -> None:
-        """Crops were refused, for want of room or time, or by their key's limits."""
-        self._metrics.dropped(reason, crops)
 
     def restarted(self, reason: Literal["exit", "hang"]) -> None:
         """A worker is gone and another is started."""

@@ -43,4 +43,5 @@ class RefusalMemory:
             return
         until, before, refusal = kept
         if now < until and asked.crops >= before.crops and asked.patience <= before.patience:
-            raise OverloadedError(refusal.detail, retry_after=(refusal.retry_after_ms or 0) / 1000)
+            retry_after = (refusal.retry_after_ms or 0) / 1000
+            raise OverloadedError(refusal.detail, retry_after=retry_after, limited=refusal.limited)

@@ -59,7 +59,7 @@ class Supervisor:
         self._closing.callback(tracing.close)
         self._metrics = HubMetrics(files, self)
         self._observation = Observation(self._metrics, BatchTracing(tracing.tracer))
-        self._dispatcher = Dispatcher(self._limits, self._observation)
+        self._dispatcher = Dispatcher(self._limits)
         self._front_ends: list[FrontEnd] = []
         self._generation: Generation | None = None
         self._numbers = itertools.count(1)

@@ -121,12 +121,13 @@ class Admitted(_Message, frozen=True):
 
 
 class Refused(_Message, frozen=True):
-    """A call has no places; `code` is an error's."""
+    """A call has no places; `code` is an error's, `limited` an OverloadedError's."""
 
     call: int
     code: str
     detail: str
     retry_after_ms: int | None
+    limited: bool
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True):

@@ -48,7 +48,7 @@ class Stage:
         self.hub_metrics = HubMetrics(files, self)
         observation = Observation(self.hub_metrics, BatchTracing(None))
         self.limits = Limits()
-        self.dispatcher = Dispatcher(self.limits, observation)
+        self.dispatcher = Dispatcher(self.limits)
         self.hub = Hub(self._pair())
         self.engine = Engine(self.hub, self.settings, self.metrics)
         bounds = Bounds(

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from clip4str_service.arena import Crops
 from clip4str_service.batcher import Bounds, DropReason
-from clip4str_service.dispatcher import Dispatcher, Peer, Refusal
+from clip4str_service.dispatcher import Dispatcher, Peer
 from clip4str_service.errors import DrainingError
 from clip4str_service.generation import Care, Generation
 from clip4str_service.limits import Allowance, Limits
@@ -35,18 +35,14 @@ CODES = {UNREADABLE: "internal", POISON: "internal"}
 
 
 class Clerk(Witness):
-    """Observes generation and dispatcher; here crops may be dropped and refused."""
+    """Observes the generation; here crops may be dropped."""
 
     def __init__(self) -> None:
         super().__init__()
         self.drops: list[DropReason] = []
-        self.refusals: dict[Refusal, int] = {"shed": 0, "limited": 0}
 
     def dropped(self, reason: DropReason) -> None:
         self.drops.append(reason)
-
-    def refused(self, reason: Refusal, crops: int) -> None:
-        self.refusals[reason] += crops
 
 
 class Crop:
@@ -120,7 +116,7 @@ class World:
         self.clerk = Clerk()
         self.limits = Limits()
         self.limits.configure({"limited": Allowance(max_crops_in_flight=IN_FLIGHT)})
-        self.dispatcher = Dispatcher(self.limits, self.clerk)
+        self.dispatcher = Dispatcher(self.limits)
         self.worker = PixelWorker()
         bounds = Bounds(max_batch=3, max_delay=0.002, max_items=SLOTS, max_bytes=1000)
         self.generation = Generation(1, Care(lambda _: self.worker, 10, lambda: None), bounds, self.clerk)
@@ -232,7 +228,8 @@ def test_refusals_say_why_and_when_to_come_back() -> None:
         assert all(
             refusal.retry_after_ms for refusal in front_end.refusals if refusal.code != "too_many_crops"
         )
-        assert world.clerk.refusals == {"limited": 1, "shed": SLOTS}
+        limited = [refusal.limited for refusal in front_end.refusals]
+        assert limited == [False, True, False, False, False]
         await world.close()
 
     run(scenario())

@@ -27,7 +27,7 @@ LONG = 60.0
 
 
 class Observer(Witness):
-    """Of the dispatcher as well; here crops may be dropped."""
+    """Here crops may be dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,9 +35,6 @@ class Observer(Witness):
 
     def dropped(self, reason: str) -> None:  # noqa: ARG002
         self.drops += 1
-
-    def refused(self, reason: str, crops: int) -> None:
-        raise AssertionError(f"{crops} crops were refused: {reason}")
 
 
 class Booth:
@@ -48,7 +45,7 @@ class Booth:
         self._http, self.grpc = listening_socket(limits.host, 0), reserved_port(limits.host, 0)
         self.port = self._http.getsockname()[1]
         self.observer = Observer()
-        self.dispatcher = Dispatcher(Limits(), self.observer)
+        self.dispatcher = Dispatcher(Limits())
         self.changes: list[bool] = []
         self._generations: list[Generation] = []
         ports = self._http.fileno(), limits.grpc_port or self.grpc.getsockname()[1]

@@ -175,10 +175,10 @@ async def test_crops_have_places_and_their_outcomes_are_delivered(desk: Desk) ->
 async def test_refusal_is_the_callers(desk: Desk) -> None:
     asking = desk.ask(1)
     call = (await desk.told(wire.Admit)).call
-    desk.channel.send(wire.Refused(call, "overloaded", "full", 700))
+    desk.channel.send(wire.Refused(call, "overloaded", "full", 700, True))
     with pytest.raises(OverloadedError, match="full") as caught:
         await asking
-    assert caught.value.retry_after_ms == 700
+    assert (caught.value.retry_after_ms, caught.value.limited) == (700, True)
 
 
 @pytest.mark.parametrize("leaves", ["before", "with the answer", "before a refusal"])
@@ -195,7 +195,7 @@ async def test_caller_who_leaves_while_it_is_admitted_gives_its_places_back(desk
     if leaves == "before":
         desk.channel.send(wire.Admitted(call, 1, [0, 1]))
     if leaves == "before a refusal":
-        desk.channel.send(wire.Refused(call, "overloaded", "full", 700))
+        desk.channel.send(wire.Refused(call, "overloaded", "full", 700, False))
     else:
         assert await desk.told(wire.Withdraw) == wire.Withdraw(call, [0, 1], "cancelled")
         given_up = [Settled(call, index, b"", "deadline_exceeded", 0.0, 0.0, 0.0) for index in range(2)]

@@ -47,6 +47,7 @@ metrics = FrontEndMetrics()
 metrics.request("rest", "/v1/recognize", OK, 0.01)
 metrics.stage("decode", 0.002)
 metrics.failed("internal", 3)
+metrics.refused("shed", 2)
 metrics.connections("rest", 5)
 """
 
@@ -64,7 +65,7 @@ async def main():
     metrics = HubMetrics(files, Load())
     metrics.sealed([0.003] * 4)
     metrics.read({"encode": 0.004, "inference": 0.01}, unwanted=1)
-    metrics.dropped("shed", 2)
+    metrics.dropped("deadline")
     metrics.restarted("hang")
     for number in (0, 1, 0):  # the first dies, and another follows it
         subprocess.run([sys.executable, "-c", sys.argv[1], f"frontend-{number}"], check=True)
@@ -167,7 +168,8 @@ def test_what_all_processes_counted_is_added_up(scraped: list[str]) -> None:
     assert value(families, "open_connections", protocol="rest") == 10
     assert value(families, "queue_wait_seconds_count") == 4
     assert value(families, "batch_size_sum") == 4
-    assert value(families, "dropped_total", reason="shed") == 2
+    assert value(families, "dropped_total", reason="shed") == 6  # of three front ends
+    assert value(families, "dropped_total", reason="deadline") == 1
     assert value(families, "unwanted_crops_total") == 1
     assert value(families, "worker_restarts_total", reason="hang") == 1
     assert value(families, "worker_restarts_total", reason="exit") == 0

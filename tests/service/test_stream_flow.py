@@ -170,6 +170,7 @@ async def test_full_service_makes_the_stream_wait() -> None:
         for start in range(2, 12, 2):
             await stream.send(*map(plain, texts[start : start + 2]))
         assert sorted(found + await stream.end()) == answers(texts)
+        assert rpc.stage.value("dropped_total", reason="shed") == 0, "they waited and were read"
 
 
 async def test_crops_that_wait_too_long_fail_and_the_stream_goes_on() -> None:
@@ -186,6 +187,7 @@ async def test_crops_that_wait_too_long_fail_and_the_stream_goes_on() -> None:
         for result in (result for response in stream.responses for result in response.results):
             assert result.error.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
         assert rpc.stage.value("crops_total", outcome="overloaded") == 2
+        assert rpc.stage.value("dropped_total", reason="shed") == 2, "however often they asked"
         rpc.stage.worker.gate.set()
         await first
         await stream.send(plain("444444"))

@@ -227,7 +227,7 @@ async def test_drain_answers_what_was_accepted_then_ends_the_stream() -> None:
 
 
 async def test_drain_lets_a_stream_that_was_sent_whole_end_well() -> None:
-    async with serving(settings(max_batch=1)) as rpc:
+    async with serving(settings(max_batch=1, stream_crops=4)) as rpc:
         rpc.stage.worker.gate.clear()
         stream = Stream(rpc.stub)
         await stream.send(plain("111111"), plain("222222"))

@@ -26,7 +26,7 @@ MESSAGES: list[tuple[Any, msgspec.Struct]] = [
     (ToFrontend, wire.Retired(3)),
     (ToFrontend, wire.State(wire.Phase.RESTARTING, 1500)),
     (ToFrontend, wire.Admitted(7, 3, [8, 2])),
-    (ToFrontend, wire.Refused(7, "overloaded", "full", None)),
+    (ToFrontend, wire.Refused(7, "overloaded", "full", None, True)),
     (ToFrontend, wire.Outcomes([Settled(7, 0, b"r", "", 0.1, 0.2, 0.3)])),
     (ToFrontend, wire.Reload()),
     (ToFrontend, wire.Stop(2.5)),
