@@ -39,6 +39,12 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         assert await running.stop()
 
 
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def whole(service: Service) -> None:
+    """What the test before did to it is over: each test begins with both workers up."""
+    await until(lambda: service.supervisor.workers == len(service.workers) == 2)
+
+
 class Load:
     """Clients that ask for one crop after another, each time on a new connection."""
 
@@ -199,8 +205,13 @@ async def test_service_whose_workers_cannot_start_again_says_so(
 async def test_client_that_leaves_frees_its_places_and_is_counted(service: Service) -> None:
     for worker in service.workers:
         os.kill(worker, signal.SIGSTOP)
-    staying = [asyncio.create_task(service.post("ABCDEF", 32 + number)) for number in range(8)]
+    staying: list[asyncio.Task[httpx.Response]] = []
+    for _ in service.workers:  # each is busy with a crop, so that what comes next is queued
+        staying.append(asyncio.create_task(service.post("ABCDEF", 32 + len(staying))))
+        await until(lambda: service.supervisor.running == len(staying))
+    staying.extend(asyncio.create_task(service.post("ABCDEF", 40 + number)) for number in range(6))
     await until(lambda: service.supervisor.queued + service.supervisor.running == len(staying))
+    assert service.supervisor.running == len(service.workers)
     leaving = asyncio.create_task(service.post("123456"))
     await until(lambda: service.supervisor.queued + service.supervisor.running == len(staying) + 1)
     leaving.cancel()
