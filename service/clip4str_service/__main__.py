@@ -110,6 +110,7 @@ def _serve(settings: Settings) -> int:
     # Only now, when the settings are right, are the libraries worth loading.
     from clip4str_service.frontends import FrontEndError
     from clip4str_service.logs import configure_logging
+    from clip4str_service.metric_files import MetricFilesError
     from clip4str_service.ports import PortError
     from clip4str_service.supervisor import serve
     from clip4str_service.workers import WorkerStartError
@@ -119,7 +120,7 @@ def _serve(settings: Settings) -> int:
     configure_logging(settings.log_level)
     try:
         return 0 if asyncio.run(serve(settings)) else FAILURE
-    except (PortError, FrontEndError, WorkerStartError) as error:
+    except (PortError, FrontEndError, WorkerStartError, MetricFilesError) as error:
         return _refuse(str(error))
 
 

@@ -22,7 +22,7 @@ from clip4str_service.http_server import HttpLimits, HttpServer
 from clip4str_service.hub import Hub
 from clip4str_service.intake import Intake
 from clip4str_service.logs import configure_logging
-from clip4str_service.metric_files import count_as
+from clip4str_service.metric_files import MetricFilesError, count_as
 from clip4str_service.metrics import FrontEndMetrics
 from clip4str_service.middleware import OTHER, PROTOCOL
 from clip4str_service.rest import create_app
@@ -128,7 +128,7 @@ async def _serve(channel: int, descriptors: int) -> None:
     try:
         count_as(order.name)
         await FrontEndProcess(hub, order, settings).run()
-    except (KeysError, TlsError) as error:
+    except (KeysError, TlsError, MetricFilesError) as error:
         hub.start_failed(str(error))
     except OSError as error:
         hub.start_failed(f"a front end cannot start: {error.strerror or error}")

@@ -90,8 +90,9 @@ def configure_logging(level: str, process: str = SUPERVISOR) -> None:
             "root": {"level": "WARNING", "handlers": ["stdout"]},
             "loggers": {
                 **{name: {"level": level.upper()} for name in _OURS},
-                # What is wrong with a form, which its sender is told.
+                # What is wrong with a form or a request, which its sender is told.
                 "python_multipart": {"level": "ERROR"},
+                "uvicorn.error": {"level": "ERROR"},
             },
         }
     )

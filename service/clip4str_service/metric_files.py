@@ -6,12 +6,13 @@ another of the same name goes on in its files, so that counts never fall and fil
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from prometheus_client import Metric, values
@@ -25,16 +26,21 @@ _KINDS = ("counter", "gauge_sum", "histogram")
 _YOUNG_SECONDS = 60.0  # for a directory whose owner has yet to lock it
 
 
+class MetricFilesError(Exception):
+    """There is no place where processes could count; the message is one line."""
+
+
 class MetricFiles:
     """The directory; made by the main process, which is alive as long as it holds a lock on it."""
 
     def __init__(self) -> None:
-        """Raises OSError."""
+        """Raises MetricFilesError."""
         parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-        _sweep(parent)
-        self._path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        self._lock = os.open(self._path, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        with _told(parent):
+            _sweep(parent)
+            self._path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            self._lock = os.open(self._path, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.environ[_VARIABLE] = str(self._path)
 
     def collect(self) -> Iterable[Metric]:
@@ -55,10 +61,12 @@ class MetricFiles:
 def count_as(process: str) -> None:
     """Lets this process count in files of that name. For each process, before its first metric is made.
 
-    `process`: a name without underscore that no other process has at the same time. Raises OSError.
+    `process`: a name without underscore that no other process has at the same time. Raises MetricFilesError.
     """
-    for kind in _KINDS:
-        _reserve(Path(os.environ[_VARIABLE]) / f"{kind}_{process}.db")
+    directory = Path(os.environ[_VARIABLE])
+    with _told(directory.parent):
+        for kind in _KINDS:
+            _reserve(directory / f"{kind}_{process}.db")
     values.ValueClass = values.MultiProcessValue(lambda: process)
 
 
@@ -69,6 +77,16 @@ def _reserve(path: Path) -> None:
         os.posix_fallocate(descriptor, 0, _FILE_BYTES)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _told(parent: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        kib = len(_KINDS) * _FILE_BYTES >> 10
+        why = f"{parent} has no room for metrics ({error.strerror}): each process needs {kib} KiB there"
+        raise MetricFilesError(why) from None
 
 
 def _sweep(parent: Path) -> None:

@@ -44,19 +44,20 @@ class Supervisor:
     """One service. `ports` holds once started."""
 
     def __init__(self, settings: Settings, worker: str = WORKER) -> None:
-        """`worker`: the module that workers' processes run. Raises KeysError."""
+        """`worker`: the module that workers' processes run. Raises KeysError or MetricFilesError."""
         self._worker = worker
         self.ports = Ports(0, 0, 0)
         self._settings = settings
         self._keys = None if settings.api_keys_file is None else KeyRing(settings.api_keys_file)
         self._limits = Limits()
         self._set_limits()
-        self._closing = contextlib.ExitStack()
-        files = MetricFiles()
-        self._closing.callback(files.close)
-        count_as(SUPERVISOR)
-        tracing = Tracing(settings.otlp_endpoint, SUPERVISOR)
-        self._closing.callback(tracing.close)
+        with contextlib.ExitStack() as closing:
+            files = MetricFiles()
+            closing.callback(files.close)
+            count_as(SUPERVISOR)
+            tracing = Tracing(settings.otlp_endpoint, SUPERVISOR)
+            closing.callback(tracing.close)
+            self._closing = closing.pop_all()
         self._metrics = HubMetrics(files, self)
         self._observation = Observation(self._metrics, BatchTracing(tracing.tracer))
         self._dispatcher = Dispatcher(self._limits)
@@ -287,7 +288,7 @@ async def serve(settings: Settings, worker: str = WORKER) -> bool:
     `worker`: as of `Supervisor`.
 
     Raises:
-        PortError, FrontEndError, WorkerStartError, KeysError: the service cannot start.
+        PortError, FrontEndError, WorkerStartError, KeysError, MetricFilesError: the service cannot start.
     """
     for name in unknown_variables(os.environ):
         log.warning("%s is not a setting", name)

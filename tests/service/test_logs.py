@@ -67,11 +67,13 @@ warnings.warn("odd")
 
 def test_of_other_libraries_warnings_alone_are_logged() -> None:
     (line,) = lines_of("""
-other = logging.getLogger("uvicorn.error")
+other = logging.getLogger("grpc")
 other.info("unseen")
 other.warning("seen")
+for told in ("uvicorn.error", "python_multipart"):  # what they warn of, whoever sent it is told
+    logging.getLogger(told).warning("unseen")
 """)
-    assert (line["logger"], line["message"]) == ("uvicorn.error", "seen")
+    assert (line["logger"], line["message"]) == ("grpc", "seen")
 
 
 def test_errors_that_nobody_handles_are_logged() -> None:

@@ -1,6 +1,7 @@
 """The command line: one clear line and exit code 2 for what is wrong."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -133,4 +134,20 @@ def test_taken_port_ends_the_start_with_one_line(taken_port: str) -> None:
     assert ended.stderr.startswith(
         f"clip4str-service: CLIP4STR_{taken_port.upper()}_PORT (--{taken_port}-port): cannot listen"
     )
+    assert ended.stderr.count("\n") == 1
+
+
+def test_no_room_for_metrics_ends_the_start_with_one_line() -> None:
+    command = [sys.executable, "-m", "clip4str_service"]
+    flags = [text for name in ("http", "grpc", "metrics") for text in (f"--{name}-port", "0")]
+    ended = subprocess.run(
+        [*command, *flags],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)),
+    )
+    assert ended.returncode == 2
+    assert "has no room for metrics (File too large): each process needs 768 KiB there" in ended.stderr
     assert ended.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Metric
 
 from clip4str_service import metric_files
-from clip4str_service.metric_files import MetricFiles, count_as
+from clip4str_service.metric_files import MetricFiles, MetricFilesError, count_as
 
 START = """
 import os, signal, sys
@@ -125,6 +126,17 @@ def test_room_is_taken_before_it_is_counted_in(files: MetricFiles) -> None:
     for path in metric_directory().iterdir():
         assert path.stat().st_blocks * 512 >= path.stat().st_size >= 1 << 18
     assert samples(files)["h_count"] == 0
+
+
+def test_no_place_for_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_files, "_MEMORY", tmp_path / "memory")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(MetricFilesError) as caught:
+        MetricFiles()
+    assert str(caught.value) == (
+        f"{tmp_path}/gone has no room for metrics (No such file or directory): "
+        "each process needs 768 KiB there"
+    )
 
 
 def test_directory_goes_with_its_owner() -> None:
