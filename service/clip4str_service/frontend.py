@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 from clip4str_service.auth import KeysError
 from clip4str_service.engine import Engine
 from clip4str_service.gate import Gate
-from clip4str_service.http_server import HttpLimits, HttpServer
+from clip4str_service.http_connection import HttpLimits
+from clip4str_service.http_server import HttpServer
 from clip4str_service.hub import Hub
 from clip4str_service.intake import Intake
 from clip4str_service.logs import configure_logging

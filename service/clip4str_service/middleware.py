@@ -79,6 +79,11 @@ class RequestContext:
                 await refuse(InternalError("the fault is ours; the log has it by the request id"))
 
     def _count(self, scope: Scope, code: str, status: int, seconds: float, span: RequestSpan) -> None:
+        refused: ServiceError | None = scope["state"].get(
+            "refused"
+        )  # past the application, while it read the body
+        if refused is not None:
+            code, status = refused.code, refused.http_status
         route: str | None = getattr(scope.get("route"), "path", None)
         path = route or OTHER
         span.end_http(route, status, code, scope["state"].get("crops", 0))

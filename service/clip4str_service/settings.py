@@ -103,14 +103,19 @@ class Settings(BaseSettings):
         description="crops of one gRPC stream in flight, at most; unset, twice as many as are read at a time",
     )
 
-    max_connections: Count = Field(1024, le=65_536, description="HTTP connections of one front end")
+    max_connections: Count = Field(
+        1024, le=65_536, description="connections of one front end, of REST and of gRPC each"
+    )
     max_calls: Count = Field(1024, le=65_536, description="gRPC calls in progress of one front end")
+    max_streams: Count = Field(64, le=65_536, description="gRPC streams in progress of one front end")
     head_timeout_ms: Count = Field(10_000, le=600_000, description="time for the head of an HTTP request")
-    body_timeout_ms: Count = Field(30_000, le=600_000, description="time for the body of an HTTP request")
+    body_timeout_ms: Count = Field(
+        30_000, le=600_000, description="time for the body of an HTTP request or the message of a gRPC call"
+    )
     idle_timeout_ms: Count = Field(
         75_000,
         le=3_600_000,
-        description="time that a connection may be silent, between requests or within one",
+        description="time that a connection or a gRPC stream may be silent, between requests or within one",
     )
     grpc_max_age_ms: Count | None = Field(
         None,

@@ -19,6 +19,7 @@ from clip4str_service.calls import Call
 from clip4str_service.engine import Caller, Engine
 from clip4str_service.errors import (
     ClientGoneError,
+    DeadlineExceededError,
     DrainingError,
     InvalidRequestError,
     NotReadyError,
@@ -80,6 +81,7 @@ class CropStream:
         self._ready: list[tuple[ModelInfo | None, pb.Result]] = []
         self._in_flight = 0  # came, and their answers have not left
         self._ended = False  # nothing more is read
+        self._heard_at = asyncio.get_running_loop().time()  # or told
         self._failure: ServiceError | None = None
         self._room, self._came, self._moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -88,10 +90,13 @@ class CropStream:
         try:
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(self._read(requests))
-                draining = group.create_task(self._stop_at_drain(reading))
+                stops = [
+                    group.create_task(stop(reading)) for stop in (self._stop_at_drain, self._stop_in_silence)
+                ]
                 group.create_task(self._admit(group))
                 await group.create_task(self._answer())
-                draining.cancel()
+                for stop in stops:
+                    stop.cancel()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:  # a client that does not read can hold up the end of its call, but no crops
@@ -109,6 +114,7 @@ class CropStream:
     async def _read(self, requests: AsyncIterator[pb.RecognizeStreamRequest]) -> None:
         try:
             async for request in requests:
+                self._heard_at = asyncio.get_running_loop().time()
                 if self._options is None:
                     self._options = options_of(request.options)
                 elif request.HasField("options"):
@@ -158,6 +164,16 @@ class CropStream:
         await self._engine.draining.wait()
         if not reading.done():
             self._failure = DrainingError("the service is about to stop; send again what was not answered")
+            reading.cancel()
+
+    async def _stop_in_silence(self, reading: asyncio.Task[None]) -> None:
+        """A client that has all its answers, and asks nothing more for long, or never ends a message."""
+        loop = asyncio.get_running_loop()
+        silence = self._settings.idle_timeout_ms / 1000
+        while (rest := self._heard_at + silence - loop.time()) > 0 or self._in_flight:  # noqa: ASYNC110 (time)
+            await asyncio.sleep(rest if rest > 0 else silence)
+        if not reading.done():
+            self._failure = DeadlineExceededError(f"nothing was sent for {silence:g} s; open another stream")
             reading.cancel()
 
     async def _admit(self, group: asyncio.TaskGroup) -> None:
@@ -255,6 +271,7 @@ class CropStream:
                 except TimeoutError:
                     raise ClientGoneError("the client does not read its answers") from None
                 self._in_flight -= len(response.results)
+                self._heard_at = asyncio.get_running_loop().time()
                 self._room.set()
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
-from clip4str_service.http_server import HttpLimits, HttpServer
+from clip4str_service.http_connection import HttpLimits
+from clip4str_service.http_server import HttpServer
 from clip4str_service.images import MEDIA_TYPES
 from clip4str_service.wire import Done, Wanted
 from tests.service.front import LIMITS, PATIENCE, Front

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from starlette.types import Message, Receive, Scope, Send
 
 from clip4str_service.errors import ServiceError
-from clip4str_service.http_server import HttpLimits, HttpServer
+from clip4str_service.http_connection import HttpLimits
+from clip4str_service.http_server import HttpServer
 from clip4str_service.ports import listening_socket
 
 PATIENT = 5.0
@@ -122,7 +123,18 @@ class Door:
         self.server = server
         self.app = app
         self.port = port
-        self.refused = refused
+        self._past_app = refused
+
+    @property
+    def refused(self) -> list[ServiceError]:
+        """What was told past the application, or while it read a body."""
+        states = (scope["state"] for scope in self.app.scopes)
+        return [*self._past_app, *(state["refused"] for state in states if "refused" in state)]
+
+    def forget(self) -> None:
+        """All that happened so far."""
+        self._past_app.clear()
+        self.app.forget()
 
     @asynccontextmanager
     async def client(
@@ -166,8 +178,7 @@ class Doors:
         if key not in self._doors:
             self._doors[key] = await _started(tls, changes)
         opened, _ = self._doors[key]
-        opened.app.forget()
-        opened.refused.clear()
+        opened.forget()
         return opened
 
     async def until_empty(self) -> None:

@@ -13,7 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from clip4str_service.rpc import SERVICE, RpcServer
+from clip4str_service.rpc import RpcServer
+from clip4str_service.rpc_calls import SERVICE
 from clip4str_service.settings import Settings
 from tests.service.front import LIMITS, PATIENCE, Front
 

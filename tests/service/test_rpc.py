@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from clip4str_service.rpc import SERVICE
+from clip4str_service.rpc_calls import SERVICE
 from clip4str_service.wire import Phase
 from tests.service.front import PATIENCE
 from tests.service.pixel_worker import MODEL, POISON, UNREADABLE, plain, settings
@@ -288,21 +288,6 @@ async def test_compressed_requests_are_held_to_the_same_limits(rpc: RpcService) 
         await stub.Recognize(asking(bytes(5 << 20)), timeout=PATIENCE)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await channel.close()
-
-
-async def test_calls_beyond_the_limit_are_refused() -> None:
-    async with serving(settings(max_calls=1, max_batch=1)) as rpc:
-        rpc.stage.worker.gate.clear()
-        running = asyncio.ensure_future(rpc.recognize(plain()))
-        await rpc.stage.until_running(1)
-        other = RecognitionServiceStub(channel := rpc.client())
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await other.GetModel(pb.GetModelRequest(), timeout=PATIENCE)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        rpc.stage.worker.gate.set()
-        await running
-        assert (await other.GetModel(pb.GetModelRequest(), timeout=PATIENCE)).name == MODEL.name
-        await channel.close()
 
 
 async def test_old_connection_is_closed_when_its_calls_are_answered() -> None:

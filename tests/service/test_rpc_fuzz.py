@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip4str_service.pb import recognition_pb2 as pb
-from clip4str_service.rpc import SERVICE
+from clip4str_service.rpc_calls import SERVICE
 from tests.service.front import PATIENCE, Front
 from tests.service.fuzzing import IMAGES, Background, mutated, opened
 from tests.service.pixel_worker import plain

@@ -132,6 +132,24 @@ async def test_client_that_never_reads_is_dropped() -> None:
         await channel.close()
 
 
+@pytest.mark.parametrize("how", ["cancels", "closes"])
+async def test_client_that_leaves_its_answers_is_no_fault(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(settings()) as rpc:
+        channel = rpc.client(*NARROW)
+        stream = Stream(RecognitionServiceStub(channel))
+        await stream.send(top_k=5)
+        for _ in range(3):
+            await stream.send(*map(plain, colours(100)))
+        await asyncio.sleep(QUIET)
+        if how == "cancels":
+            stream.call.cancel()
+        await channel.close()
+        await rpc.until_counted("RecognizeStream", "cancelled")
+        await rpc.until_idle()
+        assert rpc.calls("RecognizeStream", "internal") == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_client_that_reads_slowly_holds_up_itself_alone() -> None:
     async with serving(settings(stream_crops=32)) as rpc:
         channel = rpc.client(*NARROW)

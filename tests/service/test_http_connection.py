@@ -7,8 +7,8 @@ from time import monotonic
 import pytest
 import pytest_asyncio
 
-from clip4str_service import http_server
-from clip4str_service.http_server import MAX_HEAD_BYTES
+from clip4str_service import http_connection
+from clip4str_service.http_connection import MAX_HEAD_BYTES
 from tests.service.guarded import GET, HEAD, PATIENT, Doors
 
 SHORT = 0.1
@@ -325,6 +325,54 @@ async def test_what_is_no_request_is_answered_with_a_problem(doors: Doors, reque
         assert guarded.app.calls == 0
 
 
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n\r\n"], ids=["", "after empty lines"])
+@pytest.mark.parametrize("piece", [1, 200, 1 << 20])
+@pytest.mark.parametrize("length", [0, 30, 100_000])
+async def test_offer_of_another_protocol_is_ignored(
+    doors: Doors, length: int, piece: int, before: bytes
+) -> None:
+    """Its body is the request's, whatever is in it, and the connection goes on."""
+    guarded = await doors.open()
+    body = (GET * length)[:length]
+    sent = before + HEAD + UPGRADE + b"Content-Length: %d\r\n\r\n" % length + body
+    async with guarded.client() as client:
+        for start in range(0, min(len(sent), 500), piece):
+            client.send(sent[start : start + piece][: 500 - start])
+            await asyncio.sleep(0)
+        client.send(sent[500:])
+        for request in (b"", GET):
+            client.send(request)
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (200, b"0" if request else str(length).encode())
+        assert guarded.app.calls == 2
+        assert b"upgrade" not in dict(guarded.app.scopes[0]["headers"])
+        assert not guarded.refused
+
+
+async def test_offer_of_another_protocol_behind_a_forsaken_body_is_refused(doors: Doors) -> None:
+    """There the request's first bytes are gone."""
+    guarded = await doors.open()
+    async with guarded.client() as client:
+        client.send(HEAD.replace(b"/", b"/early", 1) + b"Content-Length: 5\r\n\r\n")
+        assert (await client.answer()).body == b"no"
+        client.send(b"12345" + HEAD + UPGRADE + b"Content-Length: 2\r\n\r\nab")
+        assert (await client.answer()).status == 400
+        assert await client.closed() == b""
+
+
+async def test_nothing_follows_a_refusal(doors: Doors, caplog: pytest.LogCaptureFixture) -> None:
+    guarded = await doors.open()
+    async with guarded.client() as client:
+        client.send(HEAD + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+        assert (await client.answer()).status == 400
+        assert await client.closed() == b""
+    await guarded.until_empty()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_bad_chunk_ends_the_request(doors: Doors) -> None:
     guarded = await doors.open()
     async with guarded.client() as client:
@@ -355,7 +403,7 @@ async def test_refused_client_is_heard_out(doors: Doors) -> None:
 
 
 async def test_refused_client_cannot_stay(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "_LINGER", SHORT)
+    monkeypatch.setattr(http_connection, "_LINGER", SHORT)
     guarded = await doors.open()
     async with guarded.client() as client:
         client.send(b"nonsense\r\n\r\n")
@@ -380,7 +428,7 @@ async def test_connection_that_is_over_is_not_looked_at(
         looks += 1
         return 0
 
-    monkeypatch.setattr(http_server, "_unsent", spy)
+    monkeypatch.setattr(http_connection, "_unsent", spy)
     await asyncio.sleep(2 * SHORT)
     assert looks == 0
 
