@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -105,6 +106,7 @@ def _key(name: str) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to load again
     # gRPC's core, when it is imported, writes plain lines to standard error; what matters it raises as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Only now, when the settings are right, are the libraries worth loading.

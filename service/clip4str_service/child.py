@@ -131,6 +131,7 @@ class Child(Generic[M]):
             self._said_something = False
             if silent >= (self._silence if speaks else _FIRST_WORD_SECONDS):
                 self.kill_hung(f"nothing was heard of it for {silent:.1f} s")
+                return
 
     def _clean(self, _: asyncio.Task[int]) -> None:
         self._watcher.cancel()

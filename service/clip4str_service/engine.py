@@ -22,6 +22,7 @@ from PIL import Image
 from clip4str.image import prepare_into
 from clip4str_service.calls import Call
 from clip4str_service.errors import (
+    ClientGoneError,
     DeadlineExceededError,
     DrainingError,
     InternalError,
@@ -164,6 +165,9 @@ class Engine:
             call = await self.begin(crops, options, caller, deliver, deadline=deadline)
         except ServiceError as error:
             self.count(error, len(crops))
+            raise
+        except asyncio.CancelledError:
+            self.count(ClientGoneError("the client left"), len(crops))
             raise
         await call.finish()
         return Answer(call.model, outcomes, _timing(arrived, times))

@@ -92,8 +92,8 @@ class Worker(Protocol):
 class Care:
     """How workers are had and watched.
 
-    `worker`: makes one. `patience`: seconds that any batch may take. `changed` is called when a generation's `up` or
-    `hopeless` has changed.
+    `worker`: makes one. `patience`: seconds that any batch may take. `changed` is called when a generation's `up`,
+    `hopeless` or `stale` has changed.
     """
 
     worker: Callable[[Load], Worker]
@@ -107,6 +107,9 @@ class Generation:
     def __init__(self, number: int, care: Care, bounds: Bounds, observer: Observer) -> None:
         self.number = number
         self.up: set[Worker] = set()
+        self.stale = (
+            False  # whether the model's file is another one by now: no worker that ends can be replaced
+        )
         self._care = care
         self._observer = observer
         self._bounds = bounds
@@ -241,7 +244,8 @@ class Generation:
             try:
                 loaded = await worker.start()
                 if loaded.model.revision != self.model.revision:
-                    raise WorkerStartError("the model's file is another one now: reload the service")
+                    self.stale = True
+                    raise WorkerStartError("the model's file is another one now")
             except WorkerStartError as error:
                 await worker.stop()
                 failures = self._failures[order.name] = self._failures[order.name] + 1

@@ -49,7 +49,7 @@ Outcome: TypeAlias = Reading | ServiceError
 _WHY = {
     InternalError.code: "the crop could not be read",
     DeadlineExceededError.code: "the crop was not read in time",
-    DrainingError.code: "the service stopped before the crop was read",
+    DrainingError.code: "the service stopped, or its model was replaced, before the crop was read",
 }
 
 

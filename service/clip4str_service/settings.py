@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     )
     hang_timeout_ms: int = Field(
         5_000,
-        ge=500,
+        ge=2_000,
         le=600_000,
         description="silence after which a process of the service is taken for hung",
     )

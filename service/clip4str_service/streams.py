@@ -100,6 +100,8 @@ class CropStream:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         finally:  # a client that does not read can hold up the end of its call, but no crops
+            if self._waiting:
+                self._engine.count(self._failure or ClientGoneError("the client left"), len(self._waiting))
             self._waiting.clear()
             self._ready.clear()
         if self._failure is not None:
@@ -225,6 +227,7 @@ class CropStream:
                     break
             except DrainingError as over:
                 self._failure = over
+                self._engine.count(over, len(crops))
                 self._leave(crops)
                 self._in_flight -= len(crops)
                 self._moved.set()

@@ -19,6 +19,7 @@ from functools import partial
 from clip4str_service.auth import KeyRing, KeysError
 from clip4str_service.batcher import Bounds
 from clip4str_service.child import side_by_side
+from clip4str_service.descriptors import with_descriptors
 from clip4str_service.dispatcher import Dispatcher
 from clip4str_service.errors import DrainingError, NotReadyError
 from clip4str_service.frontends import FrontEnd
@@ -41,7 +42,7 @@ _CLOSE_SECONDS = 3.0  # for answers that are on the wire when the crops are done
 
 
 class Supervisor:
-    """One service. `ports` holds once started."""
+    """One service. `ports` holds once started; `reload_wanted` is set when the model cannot be read with any more."""
 
     def __init__(self, settings: Settings, worker: str = WORKER) -> None:
         """`worker`: the module that workers' processes run. Raises KeysError or MetricFilesError."""
@@ -65,6 +66,8 @@ class Supervisor:
         self._generation: Generation | None = None
         self._numbers = itertools.count(1)
         self._draining = False
+        self._loading = False
+        self.reload_wanted = asyncio.Event()
         self._retiring: dict[Generation, asyncio.Task[None]] = {}
 
     @property
@@ -110,17 +113,21 @@ class Supervisor:
         """
         self.reload_files()
         log.info("loading the model again")
+        self._loading = True
         try:
             generation = await self._load()
         except WorkerStartError as error:
             log.error("the model stays as it is", extra={"why": str(error)})
             return
+        finally:
+            self._loading = False
         before = self._generation
         self._use(generation)
         if before is not None:
             task = asyncio.create_task(self._retire(before))
             self._retiring[before] = task
             task.add_done_callback(lambda _: self._retiring.pop(before))
+            self._changed()
 
     def reload_files(self) -> None:
         """Reads key and certificate files again; those that are wrong stay as they were."""
@@ -227,7 +234,7 @@ class Supervisor:
         care = Care(
             partial(WorkerProcess, silence=silence, module=self._worker),
             settings.batch_timeout_ms / 1000,
-            self._tell,
+            self._changed,
         )
         generation = Generation(next(self._numbers), care, bounds, self._observation)
         await generation.load([self._order(device) for device in settings.devices])
@@ -274,6 +281,16 @@ class Supervisor:
         for front_end in self._front_ends:
             front_end.remove(generation)
 
+    def _changed(self) -> None:
+        """Helps those whose crops no worker can read any more, as the model's file is another one now."""
+        for generation in list(self._retiring):
+            if generation.stale and not generation.up:
+                generation.batcher.stop()  # their callers are told to ask again
+        current = self._generation
+        if current is not None and current.stale and not current.up and not self._loading:
+            self.reload_wanted.set()
+        self._tell()
+
     def _tell(self) -> None:
         """Lets everybody know what the service is doing."""
         phase = self.phase
@@ -293,13 +310,13 @@ async def serve(settings: Settings, worker: str = WORKER) -> bool:
     for name in unknown_variables(os.environ):
         log.warning("%s is not a setting", name)
     loop = asyncio.get_running_loop()
-    stopping, reloading = asyncio.Event(), asyncio.Event()
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, reloading.set)
-    supervisor = Supervisor(settings, worker)
+    supervisor = Supervisor(with_descriptors(settings), worker)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.reload_wanted.set)
     stop = asyncio.create_task(stopping.wait())
-    work = asyncio.create_task(_work(supervisor, reloading))
+    work = asyncio.create_task(_work(supervisor))
     try:
         await asyncio.wait([stop, work], return_when=asyncio.FIRST_COMPLETED)
         if work.done():
@@ -312,11 +329,11 @@ async def serve(settings: Settings, worker: str = WORKER) -> bool:
     return drained
 
 
-async def _work(supervisor: Supervisor, reloading: asyncio.Event) -> None:
+async def _work(supervisor: Supervisor) -> None:
     """Starts the service, and loads again whenever it is asked to; one load at a time."""
     await supervisor.start()
     await supervisor.load()
     while True:
-        await reloading.wait()
-        reloading.clear()
+        await supervisor.reload_wanted.wait()
+        supervisor.reload_wanted.clear()
         await supervisor.reload()

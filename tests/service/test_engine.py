@@ -245,6 +245,7 @@ async def test_request_cancelled_while_it_is_admitted_frees_its_places() -> None
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
+        assert stage.value("crops_total", outcome="cancelled") == 3
         assert said(await stage.engine.recognize([plain()], Options())) == ["ABCDEF"]
         assert stage.queued == stage.running == 0
         assert stage.generation.slots.free == stage.capacity

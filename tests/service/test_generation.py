@@ -161,7 +161,7 @@ async def test_another_model_in_the_file_is_not_taken_for_the_same(
         os.kill(only_child(), signal.SIGKILL)
         await until(lambda: "a worker cannot be started" in caplog.messages)
         why = [record.__dict__["why"] for record in caplog.records if "why" in record.__dict__]
-        assert why == ["the model's file is another one now: reload the service"]
+        assert why == ["the model's file is another one now"]
         assert not stage.generation.up
         becomes(model, "first")
         assert await stage.read("ABCDEF") == ["ABCDEF"]

@@ -1,22 +1,24 @@
 """The service as a program: what signals do to it, its exit codes, and what is left when it is killed."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.service.generation_stage import becomes
+from tests.service.generation_stage import PIXELS, becomes
 from tests.service.pixel_process import ENDLESS, SLOW
 from tests.service.pixel_worker import plain
-from tests.service.processes import alive, children, mapped, wait_until
+from tests.service.processes import alive, children, mapped, module, wait_until
 
 LONG = 60.0
 
@@ -24,7 +26,8 @@ LONG = 60.0
 class Program:
     """The program in a process group of its own, and what it wrote."""
 
-    def __init__(self, folder: Path, **flags: object) -> None:
+    def __init__(self, folder: Path, descriptors: int | None, **flags: object) -> None:
+        """`descriptors`: how many each of its processes may have."""
         becomes(folder / "model", "first")
         self.model = folder / "model"
         self._error = folder / "error"
@@ -39,12 +42,27 @@ class Program:
                 stdout=subprocess.DEVNULL,
                 stderr=error,
                 start_new_session=True,
+                preexec_fn=None
+                if descriptors is None
+                else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (descriptors, descriptors)),
             )
 
     @property
     def children(self) -> list[int]:
         """The program's processes, but the first."""
         return children(self.process.pid)
+
+    @property
+    def revision(self) -> str:
+        """Of the model that it has."""
+        return str(self.client.get("/v1/models").json()["models"][0]["revision"])
+
+    def ask_anew(self, path: str) -> int:
+        """As `ask`, on a connection of its own."""
+        try:
+            return httpx.get(f"{self.client.base_url}{path}", timeout=LONG).status_code
+        except httpx.TransportError:
+            return 0
 
     @property
     def errors(self) -> str:
@@ -65,8 +83,8 @@ class Program:
 
 
 @contextmanager
-def program(folder: Path, **flags: object) -> Iterator[Program]:
-    running = Program(folder, **flags)
+def program(folder: Path, descriptors: int | None = None, **flags: object) -> Iterator[Program]:
+    running = Program(folder, descriptors, **flags)
     try:
         yield running
     finally:
@@ -136,3 +154,35 @@ def test_taken_port_ends_the_start_with_one_line(tmp_path: Path) -> None:
             (line,) = running.errors.splitlines()
             assert line.startswith("clip4str-service: CLIP4STR_GRPC_PORT (--grpc-port): cannot listen on ")
             assert running.children == []
+
+
+def test_model_that_was_replaced_is_loaded_when_a_worker_must_be(tmp_path: Path) -> None:
+    """Nobody can read with the old one any more, whether or not somebody says that there is another."""
+    with program(tmp_path) as running:
+        wait_until(lambda: running.ask("/readyz") == 200)
+        becomes(running.model, "second")
+        assert running.revision == "first"
+        for worker in [pid for pid in running.children if module(pid) == PIXELS]:
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: running.revision == "second")
+        wait_until(lambda: running.ask("/readyz") == 200)
+        assert running.read(0) == 200
+        running.process.terminate()
+        assert running.process.wait(LONG) == 0
+        assert running.errors == ""
+
+
+def test_connections_never_take_the_last_descriptor(tmp_path: Path) -> None:
+    with program(tmp_path, 400) as running:
+        wait_until(lambda: running.ask("/readyz") == 200)
+        address = running.client.base_url.host, running.client.base_url.port
+        with ExitStack() as opened:
+            idle = [opened.enter_context(socket.create_connection(address)) for _ in range(300)]
+            wait_until(lambda: running.ask_anew("/livez") == 429)
+            assert running.ask("/readyz") == 200  # on the connection from before
+            idle[0].sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert idle[0].recv(12) == b"HTTP/1.1 200"
+        wait_until(lambda: running.ask_anew("/readyz") == 200)
+        running.process.terminate()
+        assert running.process.wait(LONG) == 0
+        assert running.errors == ""

@@ -90,7 +90,7 @@ def test_settings_survive_the_way_to_a_front_end() -> None:
         ({"max_calls": "65537"}, ["CLIP4STR_MAX_CALLS", "65536"]),
         ({"idle_timeout_ms": "never"}, ["CLIP4STR_IDLE_TIMEOUT_MS", "integer"]),
         ({"grpc_max_age_ms": "0"}, ["CLIP4STR_GRPC_MAX_AGE_MS", "greater"]),
-        ({"hang_timeout_ms": "499"}, ["CLIP4STR_HANG_TIMEOUT_MS", "500"]),
+        ({"hang_timeout_ms": "1999"}, ["CLIP4STR_HANG_TIMEOUT_MS", "2000"]),
         ({"otlp_endpoint": "collector:4318"}, ["CLIP4STR_OTLP_ENDPOINT (--otlp-endpoint)"]),
         ({"otlp_sample_ratio": "1.5"}, ["CLIP4STR_OTLP_SAMPLE_RATIO", "less"]),
         ({"max_batch": "0"}, ["CLIP4STR_MAX_BATCH", "greater"]),

@@ -167,6 +167,23 @@ async def test_reload_under_load_loses_nothing_and_leaves_nothing(service: Servi
         await until(lambda: mapped(process, ARENA) == 1)  # noqa: B023
 
 
+async def test_crops_of_a_model_that_is_gone_are_asked_for_again(service: Service) -> None:
+    """Its file is another one, and it has no worker any more, nor ever will."""
+    before = service.workers
+    for worker in before:
+        os.kill(worker, signal.SIGSTOP)
+    waiting = [asyncio.create_task(service.post("ABCDEF", 32 + number)) for number in range(8)]
+    await until(lambda: service.supervisor.queued + service.supervisor.running == len(waiting))
+    becomes(service.model, "fourth")
+    await service.supervisor.reload()
+    for worker in before:
+        os.kill(worker, signal.SIGKILL)
+    answers = await asyncio.gather(*waiting)
+    assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(503, "draining")}
+    assert all("Retry-After" in answer.headers for answer in answers)
+    assert await service.read("ABCDEF") == "ABCDEF"
+
+
 async def test_reload_of_a_bad_file_keeps_the_model(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,6 +238,19 @@ async def test_client_that_leaves_frees_its_places_and_is_counted(service: Servi
         os.kill(worker, signal.SIGCONT)
     assert [answer.status_code for answer in await asyncio.gather(*staying)] == [200] * len(staying)
     await service.until_counted('clip4str_dropped_total{reason="cancelled"}', 1)
+
+
+async def test_bad_body_is_counted_once(service: Service) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.supervisor.ports.http)
+    writer.write(b"POST /v1/recognize HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n")
+    writer.write(b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\nnonsense\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    before = {name: value for name, value in (await service.metrics()).items() if "_requests_total" in name}
+    await service.until_counted(requests("rest", "/v1/recognize", "invalid_request"), 1)
+    after = {name: value for name, value in (await service.metrics()).items() if "_requests_total" in name}
+    assert sum(after.values()) <= sum(before.values()) + 1
+    assert requests("rest", "other", "invalid_request") not in after
 
 
 async def test_client_that_leaves_while_it_sends_harms_nobody(service: Service) -> None:
