@@ -220,6 +220,11 @@ async def test_service_whose_workers_cannot_start_again_says_so(
 
 
 async def test_client_that_leaves_frees_its_places_and_is_counted(service: Service) -> None:
+    gone, dropped = (
+        requests("rest", "/v1/recognize", "cancelled"),
+        'clip4str_dropped_total{reason="cancelled"}',
+    )
+    before = await service.metrics()
     for worker in service.workers:
         os.kill(worker, signal.SIGSTOP)
     staying: list[asyncio.Task[httpx.Response]] = []
@@ -233,11 +238,11 @@ async def test_client_that_leaves_frees_its_places_and_is_counted(service: Servi
     await until(lambda: service.supervisor.queued + service.supervisor.running == len(staying) + 1)
     leaving.cancel()
     await until(lambda: service.supervisor.queued + service.supervisor.running == len(staying))
-    await service.until_counted(requests("rest", "/v1/recognize", "cancelled"), 1)
+    await service.until_counted(gone, before.get(gone, 0) + 1)
     for worker in service.workers:
         os.kill(worker, signal.SIGCONT)
     assert [answer.status_code for answer in await asyncio.gather(*staying)] == [200] * len(staying)
-    await service.until_counted('clip4str_dropped_total{reason="cancelled"}', 1)
+    await service.until_counted(dropped, before.get(dropped, 0) + 1)
 
 
 async def test_bad_body_is_counted_once(service: Service) -> None:
