@@ -21,30 +21,37 @@ _AT_A_STRETCH = 1.0
 _RETRY_AFTER = 1.0
 
 
-class CallLimits:
-    """Bounds for calls of one kind. `calls`: how many there are now."""
+class Calls:
+    """Calls of one kind, so many at a time."""
 
-    def __init__(self, what: str, most: int, most_slow: int, seconds: float) -> None:
-        """`what`: they are called to whom they are refused; `seconds`: a message may take, if it may come slowly."""
-        self.calls = 0
+    def __init__(self, what: str, most: int) -> None:
+        """`what`: they are called to whom they are refused."""
         self._what = what
         self._most = most
+        self._open = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """One call, from before its message is read to its end. Raises OverloadedError."""
+        if self._open >= self._most:
+            raise OverloadedError(f"all {self._most} {self._what} are taken", retry_after=_RETRY_AFTER)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
+class Messages:
+    """Messages on their way in, few of which may come slowly at a time."""
+
+    def __init__(self, most_slow: int, seconds: float) -> None:
+        """`seconds`: a message that comes slowly may take."""
         self._most_slow = most_slow
         self._slow = 0
         self._seconds = seconds
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """One call, from before its message is read to its end. Raises OverloadedError."""
-        if self.calls >= self._most:
-            raise OverloadedError(f"all {self._most} {self._what} are taken", retry_after=_RETRY_AFTER)
-        self.calls += 1
-        try:
-            yield
-        finally:
-            self.calls -= 1
-
-    async def message(self, context: Any) -> Any:
+    async def next(self, context: Any) -> Any:
         """The next message of a call, bytes; None when it has no more.
 
         Raises:

@@ -107,9 +107,8 @@ class Generation:
     def __init__(self, number: int, care: Care, bounds: Bounds, observer: Observer) -> None:
         self.number = number
         self.up: set[Worker] = set()
-        self.stale = (
-            False  # whether the model's file is another one by now: no worker that ends can be replaced
-        )
+        # Whether the model's file is another one by now: no worker that ends can be replaced.
+        self.stale = False
         self._care = care
         self._observer = observer
         self._bounds = bounds

@@ -96,9 +96,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unsent_since = 0.0
         self._overhead = 0  # bytes that have come since the last that were of use
         self._useful = False
-        self._head = (
-            bytearray()
-        )  # of the request whose head is coming; a first piece of its body may be with it
+        # Of the request whose head is coming; a first piece of its body may be with it.
+        self._head = bytearray()
         self._upgrade_offered = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -193,6 +192,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head.clear()
         self._upgrade_offered = False
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
         super().data_received(b"\r\n".join(lines) + end + body)
 
     def _enter(self, phase: _Phase) -> None:
@@ -276,9 +276,8 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.cycle.disconnected = True
                 self.cycle.waiting_for_100_continue = False  # lest that be said after the last word
                 self.cycle.message_event.set()
-                self.cycle.scope["state"]["refused"] = (
-                    error  # so that the request is counted, once, as what it was
-                )
+                # So that the request is counted, once, as what it was.
+                self.cycle.scope["state"]["refused"] = error
             else:
                 self._server.refused(error)
             contextvars.copy_context().run(self._tell, error)

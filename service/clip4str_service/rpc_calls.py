@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from clip4str_service.call_limits import CallLimits
+from clip4str_service.call_limits import Calls, Messages
 from clip4str_service.engine import Caller
 from clip4str_service.errors import (
     ClientGoneError,
@@ -45,9 +45,8 @@ _REQUEST_ID = "x-request-id"
 _LEAST_SLOW = 4  # messages of calls that may come slowly at a time, however small the room for them
 _OPEN_CALLS, _OPEN_SLOW = 128, 4  # to health and reflection, which anybody may call
 _OPEN_SECONDS = 10.0  # for a message of theirs
-_LAST_NEWS = (
-    0.002  # seconds after a stream's last message, within which a client that was cut off is known to be
-)
+_LAST_NEWS = 0.002
+"""Seconds after a stream's last message, within which it is known whether its client was cut off."""
 
 # The stubs of grpc know the handlers of its threaded server only; ours are coroutines.
 Context: TypeAlias = Any
@@ -75,9 +74,11 @@ class CallContext(grpc.aio.ServerInterceptor):
         most_slow = max(_LEAST_SLOW, settings.queue_bytes // (settings.max_request_bytes + OVERSIZE))
         self._gate = gate
         self._intake = intake
-        self._calls = CallLimits("calls", settings.max_calls, most_slow, settings.body_timeout_ms / 1000)
-        self._streams = CallLimits("streams", settings.max_streams, 0, 0.0)
-        self._open = CallLimits("calls to health and reflection", _OPEN_CALLS, _OPEN_SLOW, _OPEN_SECONDS)
+        self._calls = Calls("calls", settings.max_calls)
+        self._streams = Calls("streams", settings.max_streams)
+        self._messages = Messages(most_slow, settings.body_timeout_ms / 1000)
+        self._open_calls = Calls("calls to health and reflection", _OPEN_CALLS)
+        self._open_messages = Messages(_OPEN_SLOW, _OPEN_SECONDS)
         self._max_request_bytes = settings.max_request_bytes
         self._metrics = metrics
         self._tracing = tracing
@@ -96,13 +97,9 @@ class CallContext(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         if service != SERVICE:
-            return _bounded(handler, self._open)
-        call = (
-            self._unary(method, handler)
-            if handler.stream_stream is None
-            else self._streaming(method, handler)
-        )
-        return _handler(call, handler)
+            return _bounded(handler, self._open_calls, self._open_messages)
+        around = self._unary if handler.stream_stream is None else self._streaming
+        return _handler(around(method, handler), handler)
 
     def _unary(self, method: str, handler: MethodHandler) -> Behaviour:
         async def call(_: AsyncIterator[bytes], context: Context) -> Any:
@@ -110,8 +107,8 @@ class CallContext(grpc.aio.ServerInterceptor):
 
             async def answer() -> Any:
                 nonlocal crops
-                with self._calls.call(), self._intake.request() as holding:
-                    message = await self._calls.message(context)
+                with self._calls.one(), self._intake.request() as holding:
+                    message = await self._messages.next(context)
                     if message is None:
                         raise InvalidRequestError(Violation("body", "there is no message"))
                     holding.take(len(message))
@@ -135,7 +132,7 @@ class CallContext(grpc.aio.ServerInterceptor):
                     yield request
 
             async def answer() -> Any:
-                with self._streams.call():
+                with self._streams.one():
                     await handler.stream_stream(requests(), context)
                 await asyncio.sleep(_LAST_NEWS)  # cancels this call if its client was cut off
 
@@ -219,21 +216,21 @@ def _handler(call: Behaviour, handler: MethodHandler) -> MethodHandler:
     return make(call, response_serializer=handler.response_serializer)
 
 
-def _bounded(handler: MethodHandler, limits: CallLimits) -> MethodHandler:
+def _bounded(handler: MethodHandler, calls: Calls, messages: Messages) -> MethodHandler:
     """A handler of grpc's own services, within limits; who is beyond them is told so, without details."""
 
-    async def messages(context: Context) -> AsyncIterator[Any]:
-        while (message := await limits.message(context)) is not None:
+    async def requests(context: Context) -> AsyncIterator[Any]:
+        while (message := await messages.next(context)) is not None:
             yield handler.request_deserializer(message)
 
     async def call(_: AsyncIterator[bytes], context: Context) -> Any:
         try:
-            with limits.call():
+            with calls.one():
                 if handler.stream_stream is not None:
-                    async for response in handler.stream_stream(messages(context), context):
+                    async for response in handler.stream_stream(requests(context), context):
                         await context.write(response)
                     return None
-                request = await anext(messages(context), None)
+                request = await anext(requests(context), None)
                 if request is None:
                     raise InvalidRequestError(Violation("body", "there is no message"))
                 return await (handler.unary_unary or handler.unary_stream)(request, context)

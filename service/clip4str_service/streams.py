@@ -116,7 +116,6 @@ class CropStream:
     async def _read(self, requests: AsyncIterator[pb.RecognizeStreamRequest]) -> None:
         try:
             async for request in requests:
-                self._heard_at = asyncio.get_running_loop().time()
                 if self._options is None:
                     self._options = options_of(request.options)
                 elif request.HasField("options"):
@@ -154,6 +153,7 @@ class CropStream:
         nbytes = sum(crop.nbytes for crop in crops)
         give_up = loop.time() + self._seconds
         while loop.time() < give_up:
+            self._heard_at = loop.time()  # as long as it waits here, it is not the client that is silent
             try:
                 self._holding.take(nbytes)
             except OverloadedError:

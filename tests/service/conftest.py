@@ -3,8 +3,10 @@
 from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 
 from tests.service import rest_service, rpc_service
+from tests.service.guarded import Doors
 
 
 @pytest.fixture
@@ -24,3 +26,17 @@ async def cold() -> AsyncIterator[rest_service.Service]:
 async def rpc() -> AsyncIterator[rpc_service.RpcService]:
     async with rpc_service.serving() as service:
         yield service
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers() -> AsyncIterator[Doors]:
+    opened = Doors()
+    yield opened
+    await opened.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def doors(servers: Doors) -> AsyncIterator[Doors]:
+    """Servers that must be empty when a test has ended."""
+    yield servers
+    await servers.until_empty()

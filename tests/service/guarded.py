@@ -19,8 +19,21 @@ from clip4str_service.ports import listening_socket
 PATIENT = 5.0
 """Seconds: a limit that no test is to meet, and how long a client waits for what must come."""
 
+SHORT = 0.1
+"""Seconds: the limit that a test meets."""
+
+LONGER = 4 * SHORT
+"""Seconds: a limit that a test keeps within, and goes on for longer."""
+
+SOON = 1.0
+"""Seconds: long after SHORT, long before PATIENT."""
+
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def post(path: str, length: int, extra: bytes = b"") -> bytes:
+    return b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n%s\r\n" % (path.encode(), length, extra)
 
 
 class Answer(NamedTuple):

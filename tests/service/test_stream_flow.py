@@ -37,13 +37,19 @@ def answers(texts: Sequence[str]) -> list[tuple[str, str]]:
     return sorted((str(index), text) for index, text in enumerate(texts))
 
 
-async def test_no_more_crops_are_in_flight_than_the_stream_may_have(held_up: RpcService) -> None:
-    stream = Stream(held_up.stub)
-    texts = colours(20)
+async def sent(rpc: RpcService, texts: Sequence[str]) -> Stream:
+    """A stream of whose crops as many are in flight by now as may be."""
+    stream = Stream(rpc.stub)
     for text in texts:
         await stream.send(plain(text))
     await stream.call.done_writing()
     await asyncio.sleep(QUIET)
+    return stream
+
+
+async def test_no_more_crops_are_in_flight_than_the_stream_may_have(held_up: RpcService) -> None:
+    texts = colours(20)
+    stream = await sent(held_up, texts)
     assert held_up.stage.queued + held_up.stage.running == 4
     assert held_up.intake.held == sum(len(plain(text)) for text in texts[:4])
     held_up.stage.worker.gate.set()
@@ -55,12 +61,8 @@ async def test_no_more_crops_are_in_flight_than_the_stream_may_have(held_up: Rpc
 async def test_stream_may_have_twice_as_many_crops_in_flight_as_are_read_at_a_time() -> None:
     async with serving(settings(max_batch=8)) as rpc:
         rpc.stage.worker.gate.clear()
-        stream = Stream(rpc.stub)
         texts = colours(40)
-        for text in texts:
-            await stream.send(plain(text))
-        await stream.call.done_writing()
-        await asyncio.sleep(QUIET)
+        stream = await sent(rpc, texts)
         assert rpc.stage.queued + rpc.stage.running == 16
         rpc.stage.worker.gate.set()
         assert sorted(await stream.rest()) == answers(texts)

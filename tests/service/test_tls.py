@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import pytest
-import pytest_asyncio
 import trustme
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -41,20 +40,6 @@ in_module = pytest.mark.asyncio(loop_scope="module")
 @pytest.fixture
 def mint(tmp_path: Path) -> Mint:
     return Mint(tmp_path)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def servers() -> AsyncIterator[Doors]:
-    opened = Doors()
-    yield opened
-    await opened.close()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def doors(servers: Doors) -> AsyncIterator[Doors]:
-    """Servers that must be empty when a test has ended."""
-    yield servers
-    await servers.until_empty()
 
 
 @asynccontextmanager
