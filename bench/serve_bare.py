@@ -80,7 +80,8 @@ class _Loaded:
         from PIL import Image
 
         from clip4str import Recognizer
-        from clip4str.hardware import fit_threads, keep_freed_memory
+        from clip4str.hardware import fit_threads
+        from clip4str.memory import keep_freed_memory
 
         keep_freed_memory()
         fit_threads(threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from pathlib import Path
@@ -11,9 +10,6 @@ import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CGROUP = Path("/sys/fs/cgroup")
-# glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (the most it takes), in bytes, and M_ARENA_MAX: take large
-# blocks from the heap, keep its top, and let there be one heap, since that of a thread cannot hold much.
-_KEEP = {-1: 2**31 - 1, -2: 2**26, -3: 2**25, -8: 1}
 
 
 class HardwareError(ValueError):
@@ -72,19 +68,6 @@ def fit_threads(threads: int | None = None) -> int:
         threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else available_processors()
     torch.set_num_threads(threads)
     return threads
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the process' next use. For programs that train or serve; glibc only.
-
-    Each training step frees and takes the same gigabyte, each batch that is read the same megabytes. Given back to
-    the system, every page is faulted in again, which on a virtual machine can take many times longer than the step
-    itself. To be called before threads are started.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        for option, value in _KEEP.items():
-            mallopt(option, value)
 
 
 def available_processors(cgroup: Path = _CGROUP) -> int:

@@ -15,6 +15,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
+from clip4str.memory import return_freed_memory
 from clip4str_service.auth import KeysError
 from clip4str_service.engine import Engine
 from clip4str_service.gate import Gate
@@ -139,6 +140,7 @@ def main() -> NoReturn:
     """The process: two inherited descriptors in, `FrontEndProcess.run`, out."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the service: the supervisor says what follows
+    return_freed_memory()
     channel, descriptors = map(int, sys.argv[1:])
     asyncio.run(_serve(channel, descriptors))
     logging.shutdown()

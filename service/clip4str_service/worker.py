@@ -25,7 +25,8 @@ import torch
 
 from clip4str import CheckpointError, Recognizer, checkpoint
 from clip4str.cpu import processes
-from clip4str.hardware import fit_threads, keep_freed_memory, resolve_device
+from clip4str.hardware import fit_threads, resolve_device
+from clip4str.memory import keep_freed_memory
 from clip4str_service.arena import Crops, Pixels
 from clip4str_service.channel import open_channel, take_descriptor
 from clip4str_service.logs import configure_logging

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_m
 
 from clip4str.charset import PAD
 from clip4str.containers import explained, written
-from clip4str.hardware import keep_freed_memory
+from clip4str.memory import keep_freed_memory
 from clip4str.runtime import keep_precise
 from clip4str.synth.stream import WordBatch
 from clip4str.tokens import encode
