@@ -21,15 +21,15 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 _STOP_SECONDS = 2.0  # for a child that has nothing left to do
-_FIRST_WORD_SECONDS = 180.0  # for the interpreter and all libraries
+_BEGINNING_SECONDS = 180.0  # for silences while it imports and loads, on a slow disk or a busy machine
 _TICKS = 8  # looks at a child in the time that it may be silent
 
 
 class Child(Generic[M]):
     """One process that runs a module of the service. `over` is done, with its exit code, when it is gone.
 
-    From its first message on it must say something every `silence` seconds, or it is taken for hung and killed; the
-    first may take minutes, on a slow disk. What it is told before it is started, or when it is gone, nobody hears.
+    Once it has `begun` it must say something every `silence` seconds, or it is taken for hung and killed; before, it
+    may be silent for minutes. What it is told before it is started, or when it is gone, nobody hears.
     """
 
     over: asyncio.Task[int]
@@ -40,6 +40,7 @@ class Child(Generic[M]):
         self._name = name
         self._receive = receive
         self._silence = silence
+        self._begun = False
         self._said_something = False
 
     async def start(self, module: str, messages: Any, inherited: Sequence[int] = ()) -> None:
@@ -92,6 +93,10 @@ class Child(Generic[M]):
                 send_descriptor(self._descriptors, descriptor)
             self._channel.send(message)
 
+    def begun(self) -> None:
+        """Says that its imports and its loading, in which beats may stay away for long, are over."""
+        self._begun = True
+
     def kill(self) -> None:
         """Ends it at once, whatever it does."""
         with contextlib.suppress(ProcessLookupError):
@@ -123,13 +128,12 @@ class Child(Generic[M]):
     async def _watch(self) -> None:
         """Counts only while this loop runs: if the whole service was stopped for a while, nobody hung."""
         tick = self._silence / _TICKS
-        silent, speaks = 0.0, False
+        silent = 0.0
         while True:
             await asyncio.sleep(tick)
             silent = 0.0 if self._said_something else silent + tick
-            speaks = speaks or self._said_something
             self._said_something = False
-            if silent >= (self._silence if speaks else _FIRST_WORD_SECONDS):
+            if silent >= (self._silence if self._begun else _BEGINNING_SECONDS):
                 self.kill_hung(f"nothing was heard of it for {silent:.1f} s")
                 return
 

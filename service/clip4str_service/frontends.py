@@ -151,6 +151,7 @@ class _Life:
             case Admit() | Submit() | Withdraw():
                 self.peer.told(message)
             case Listening():
+                self.child.begun()
                 self.listening.set_result(None)
             case StartFailed():
                 self.listening.set_exception(FrontEndError(message.reason))

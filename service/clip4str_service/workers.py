@@ -97,6 +97,7 @@ class WorkerProcess:
     def _told(self, message: FromWorker) -> None:
         match message:
             case Loaded():
+                self._child.begun()
                 if not self._loaded.done():  # else whoever waited was cancelled
                     self._loaded.set_result(message)
             case StartFailed():

@@ -34,6 +34,7 @@ class Echo:
         self.child: Child[Said] = Child("echo", self._told, silence)
 
     def _told(self, message: Said) -> None:
+        self.child.begun()
         self.heard.append(message.text)
 
     async def start(self, *acts: str) -> "Echo":
@@ -125,8 +126,21 @@ async def test_child_that_beats_or_did_not_begin_is_let_be() -> None:
     assert [each.child.hung for each in (beating, beginning)] == [False, False]
 
 
+async def test_child_that_spoke_may_be_silent_until_it_has_begun() -> None:
+    heard: list[Said] = []
+    child: Child[Said] = Child("echo", heard.append, 0.1)
+    await child.start(MODULE, Said)
+    child.send(Act("say"))
+    await until(lambda: bool(heard))
+    await asyncio.sleep(0.5)
+    assert alive(child.pid)
+    child.begun()
+    await asyncio.wait_for(asyncio.shield(child.over), FOREVER)
+    assert child.hung
+
+
 async def test_child_that_never_begins_is_hung_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "_FIRST_WORD_SECONDS", 0.2)
+    monkeypatch.setattr(child_module, "_BEGINNING_SECONDS", 0.2)
     echo = await Echo(silence=0.1).start()
     assert await echo.exit_code() == -signal.SIGKILL
     assert echo.child.hung
