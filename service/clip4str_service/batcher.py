@@ -30,6 +30,7 @@ from clip4str_service.batching.memory import Memory
 from clip4str_service.batching.places import (
     Admission,
     Batch,
+    BatcherClosedError,
     DropReason,
     ItemExpiredError,
     ItemWithdrawnError,
@@ -69,10 +70,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class BatcherClosedError(Exception):
-    """The batcher takes no more items, or runs no more."""
-
-
 class Batcher(Generic[T, R]):
     """Bounded, fair, prioritised, late-sealing batches of items T, whose outcomes are R. Made on its event loop.
 
@@ -89,7 +86,7 @@ class Batcher(Generic[T, R]):
         self._loop = asyncio.get_running_loop()
         self._line: Line[T, R] = Line(observer.released)
         self._gate = Gate(bounds, self._line)
-        self._takers = Takers(self._line, bounds.max_delay)
+        self._takers = Takers(self._line, self._gate.forecast, bounds.max_delay)
         self._memory = Memory(bounds.cache_bytes, sizeof)
         self._admissions: dict[Admission[T, R], None] = {}  # whose owner was not told of all outcomes yet
         self._batches: dict[Batch[T, R], Taker] = {}  # that run
@@ -203,8 +200,8 @@ class Batcher(Generic[T, R]):
     async def take(self, runner: Hashable, limit: int | None = None, fate: Fate | None = None) -> Batch[T, R]:
         """The next batch for a runner, of `limit` items at most; returns when it is due, and seals it then.
 
-        While several runners wait, each takes its part of what waits; takers of the same runner do not share. A
-        taker that is cancelled loses nothing. `fate`: what dies when the runner dies, if others share it.
+        Each runner takes its part of what waits and runs; takers of the same runner do not share. A taker that is
+        cancelled loses nothing. `fate`: what dies when the runner dies, if others share it.
 
         Raises:
             BatcherClosedError: the batcher was stopped.

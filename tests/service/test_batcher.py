@@ -1,6 +1,7 @@
 """Batches: their size, their timing and their end."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from clip4str_service.batcher import (
     Place,
     State,
 )
-from tests.service.batching import FOREVER, Caller, Stage, UnreadableError, play
+from tests.service.batching import BOUNDS, FOREVER, Caller, Stage, UnreadableError, play
 
 
 def test_lone_item_does_not_wait() -> None:
@@ -104,6 +105,37 @@ def test_runners_that_become_free_together_share() -> None:
         await waiting.answered()
 
     assert play(scenario, runners=["a", "b"]).ran == [[1], [2], [3], [4]]
+
+
+def test_runner_leaves_a_busy_one_its_part() -> None:
+    async def scenario(stage: Stage) -> None:
+        callers = [stage.submit(1)]
+        await asyncio.sleep(0.001)
+        callers.append(stage.submit(2, 3, 4, 5, 6))
+        for caller in callers:
+            await caller.answered()
+
+    stage = play(scenario, runners=["a", "b"])
+    assert stage.ran == [[1], [2, 3, 4], [5, 6]]
+    assert [batch.runner for batch in stage.batches] == ["a", "b", "a"]
+
+
+def test_callers_who_ask_again_and_again_are_in_batches_of_one_size() -> None:
+    async def ask_again(stage: Stage, number: int) -> None:
+        for _ in range(10):
+            await stage.submit(number).answered()
+
+    async def scenario(stage: Stage) -> None:
+        for name in ("a", "b"):
+            stage.runner(name, lambda items: 0.010 + 0.005 * items)
+        callers = [asyncio.create_task(ask_again(stage, 0))]
+        await asyncio.sleep(0.001)  # else they would share from the start
+        callers += [asyncio.create_task(ask_again(stage, number)) for number in range(1, 8)]
+        await asyncio.gather(*callers)
+
+    bounds = replace(BOUNDS, max_batch=16)
+    sizes = [len(batch) for batch in play(scenario, bounds, runners=[]).batches]
+    assert set(sizes[4:-4]) == {4}
 
 
 def test_takers_of_one_runner_do_not_share() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
 from itertools import accumulate
 
 from clip4str_service.batching.cost import Cost
@@ -53,6 +53,12 @@ class Forecast:
     def forget(self, name: Hashable) -> None:
         """The runner is gone."""
         self._runners.pop(name, None)
+
+    def part(self, waiting: int, free: Set[Runner]) -> int:
+        """An even part of what waits and what is in hand, for each runner that is free or has something in hand."""
+        busy = {runner for runner in self._runners.values() if runner.busy}
+        in_hand = sum(sum(runner.busy) for runner in busy)
+        return -(-(waiting + in_hand) // len(free | busy))
 
     def seconds(self, items: int, now: float) -> float | None:
         """How long, at least, until so many items are run besides those in hand; None when there is no telling.

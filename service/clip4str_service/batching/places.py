@@ -18,6 +18,10 @@ Outcome: TypeAlias = R | Exception
 DropReason = Literal["cancelled", "deadline"]
 
 
+class BatcherClosedError(Exception):
+    """The batcher takes no more items, or runs no more."""
+
+
 class ItemExpiredError(Exception):
     """The item could not be run before its deadline."""
 

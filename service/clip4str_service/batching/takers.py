@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from clip4str_service.batching.forecast import Runner
+from clip4str_service.batching.forecast import Forecast, Runner
 from clip4str_service.batching.line import Line
 
 T = TypeVar("T")
@@ -77,9 +77,10 @@ class Takers(Generic[T, R]):
     what waits calls `look`, and so does every taker that leaves, so that no batch is left due with nobody awake.
     """
 
-    def __init__(self, line: Line[T, R], max_delay: float) -> None:
+    def __init__(self, line: Line[T, R], forecast: Forecast, max_delay: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._line = line
+        self._forecast = forecast
         self._max_delay = max_delay
         self._takers: dict[Taker, None] = {}  # the first to come first
         self._alarm: asyncio.TimerHandle | None = None
@@ -116,9 +117,15 @@ class Takers(Generic[T, R]):
         return taker.fate.allows(self._line.replays > 0)
 
     def size(self, taker: Taker) -> int:
-        """How many items the taker's batch may hold now: its runner's part of what waits."""
-        runners = len({each.runner for each in self._takers if self.may_go(each)})
-        return min(taker.limit, -(-self._line.waiting // runners))
+        """How many items the taker's batch may hold now.
+
+        Runners that are free share what waits. But none takes more than an even part of that and of what others are
+        busy with: they would soon be back for theirs, from behind a batch that takes long. So few who ask again and
+        again end up in batches of the same size, not in one that is large and one of a single item.
+        """
+        waiting = self._line.waiting
+        free = {each.runner for each in self._takers if self.may_go(each)}
+        return min(taker.limit, -(-waiting // len(free)), self._forecast.part(waiting, free))
 
     def wake_all(self) -> None:
         """There will be no more batches."""
