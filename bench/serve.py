@@ -1,9 +1,10 @@
 """Measure serving: this service by each of its ways, the bare model, and the same model behind other frameworks.
 
 `python bench/serve.py [--only NAME ...] [--seconds N] [--quick]` measures everything in one run, with the same model
-and the same crops, each server in turns with the bare model, and writes what came out into docs/performance.md; with
---check it measures nothing and returns 1 where the page is not what the results say. The frameworks to compare with
-have an environment of their own: `python bench/rivals/install.py` makes it.
+and the same crops, each server in turns with the bare model and each framework in turns with REST, and writes what
+came out into docs/performance.md; with --check it measures nothing and returns 1 where the page is not what the
+results say. The frameworks to compare with have an environment of their own: `python bench/rivals/install.py`
+makes it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ async def run(subjects: Sequence[Subject], plan: Plan, crops: int, path: Path) -
         }
         for subject in subjects:
             sys.stderr.write(f"serve: {subject.title}\n")
-            report["results"].append(await measure(subject, bare, plan))
+            report["results"].append(await measure(subject, bare, plan, () if subject.ours else SUBJECTS[:1]))
             _write(path, report)
     return report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.serve_report import Report, Result
+from bench.serve_report import Beside, Report, Result
 
 _SHARES = {"rest": 0.6, "grpc": 0.75, "rest-64": 0.9, "grpc-64": 0.9, "stream": 0.9}
 _ADDED_MS = {"rest": 4.0, "grpc": 3.0}
@@ -27,13 +27,9 @@ class Promise:
 
 def promises(report: Report) -> list[Promise]:
     """Those that the report's results can tell of."""
-    ours = [result for result in report["results"] if result["ours"]]
-    rivals = [result for result in report["results"] if not result["ours"]]
-    found = [promise for result in ours for promise in _own(result)]
-    rest = next((result for result in ours if result["name"] == "rest"), None)
-    if rest is not None:
-        found += [_ahead(rest, rival) for rival in rivals]
-    return found
+    results = report["results"]
+    own = [promise for result in results if result["ours"] for promise in _own(result)]
+    return own + [_ahead(other, result) for result in results for other in result["beside"]]
 
 
 def _own(result: Result) -> Iterator[Promise]:
@@ -77,14 +73,10 @@ def _own(result: Result) -> Iterator[Promise]:
     )
 
 
-def _ahead(ours: Result, rival: Result) -> Promise:
+def _ahead(ours: Beside, rival: Result) -> Promise:
     """In throughput and in p99, at every number of clients."""
-    theirs = {point["clients"]: point for point in rival["points"]}
     behind: list[str] = []
-    for point in ours["points"]:
-        other = theirs.get(point["clients"])
-        if other is None:
-            continue
+    for point, other in zip(ours["points"], rival["points"], strict=True):
         if point["crops_per_second"] <= other["crops_per_second"]:
             behind.append(f"throughput at {point['clients']}")
         if (point["p99_ms"] or 0) >= (other["p99_ms"] or 0):

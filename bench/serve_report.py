@@ -18,6 +18,13 @@ class Point(TypedDict):
     client_cpu: float
 
 
+class Beside(TypedDict):
+    """Another server's closed loops, each in turns with that of the same number of clients."""
+
+    title: str
+    points: list[Point]
+
+
 class Peak(TypedDict):
     """The closed loop with the highest throughput, measured in turns with the bare model."""
 
@@ -69,6 +76,7 @@ class Result(TypedDict):
     candidates: list[dict[str, str | float]]  # settings tried, and crops per second with them
     wrong: int  # crops that were read otherwise than by the bare model
     points: list[Point]
+    beside: list[Beside]  # of a framework to compare with: this service
     peak: Peak
     alone: Alone | None  # of requests with one crop
     loads: list[Load]

@@ -6,9 +6,9 @@ import asyncio
 import statistics
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ _TRIAL_CLIENTS = 64
 _LOADS = (0.5, 0.8, 1.0, 2.0)
 _PATIENCE = 0.5  # seconds that a client waits beyond its deadline
 _SEED = 11
+
+_Server: TypeAlias = tuple[Way[Any], Tree]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +58,25 @@ async def choose(subject: Subject, bare: Bare, plan: Plan) -> tuple[Settings, li
     return subject.candidates[int(np.argmax(speeds))], tried
 
 
-async def measure(subject: Subject, bare: Bare, plan: Plan) -> Result:
-    """All figures of a way. Raises StartError when its server does not start."""
+async def measure(subject: Subject, bare: Bare, plan: Plan, beside: Sequence[Subject] = ()) -> Result:
+    """All figures of a way; its closed loops in turns with those of the ways `beside` it.
+
+    Raises StartError when a server does not start.
+    """
     settings, tried = await choose(subject, bare, plan)
     crops, texts = bare.material.crops, bare.material.texts
-    async with _served(subject, settings, crops, _UNHURRIED_MS) as (way, tree):
-        wrong = await compare(way, texts)
-        points = [
-            await _point(way, clients, plan.seconds, tree) for clients in ladder(plan.clients, way.crops)
-        ]
-        clients = max(points, key=lambda point: point["crops_per_second"])["clients"]
-        peak = await _peak(way, clients, bare, plan, tree)
-        alone = await _alone(way, bare, plan, tree) if way.crops == 1 else None
-        peak_rss = tree.peak_rss()
+    async with AsyncExitStack() as companions:
+        others = [await companions.enter_async_context(_companion(each, bare, plan)) for each in beside]
+        async with _served(subject, settings, crops, _UNHURRIED_MS) as (way, tree):
+            wrong = await compare(way, texts)
+            servers = [(way, tree), *others]
+            steps = [await _step(servers, clients, plan) for clients in ladder(plan.clients, way.crops)]
+            await companions.aclose()
+            points, *theirs = map(list, zip(*steps, strict=True))
+            clients = max(points, key=lambda point: point["crops_per_second"])["clients"]
+            peak = await _peak(way, clients, bare, plan, tree)
+            alone = await _alone(way, bare, plan, tree) if way.crops == 1 else None
+            peak_rss = tree.peak_rss()
     best = peak["crops_per_second"]
     pressed = {**settings, **subject.pressed(best)}
     async with _served(subject, pressed, crops, subject.timeout_ms) as (way, tree):
@@ -85,6 +93,7 @@ async def measure(subject: Subject, bare: Bare, plan: Plan) -> Result:
         "candidates": tried,
         "wrong": wrong,
         "points": points,
+        "beside": [{"title": each.title, "points": own} for each, own in zip(beside, theirs, strict=True)],
         "peak": peak,
         "alone": alone,
         "loads": loads,
@@ -121,19 +130,33 @@ async def compare(way: Way[Any], texts: Sequence[str]) -> int:
     return wrong
 
 
-async def _point(way: Way[Any], clients: int, seconds: float, tree: Tree) -> Point:
-    window = await closed_loop(way, clients, seconds, tree.cpu_seconds)
-    _say(f"  {clients} clients: {_speed(window):.1f} crops/s")
-    waited = percentiles(window.samples)
+async def _step(servers: Sequence[_Server], clients: int, plan: Plan) -> list[Point]:
+    """The same closed loop of each server; of several in turns, some rounds of them, while the others are stopped."""
+    windows: list[list[Window]] = [[] for _ in servers]
+    for _ in range(plan.rounds if len(servers) > 1 else 1):
+        for (way, tree), own in zip(servers, windows, strict=True):
+            with ExitStack() as stopped:
+                for _, other in servers:
+                    if other is not tree:
+                        stopped.enter_context(other.paused())
+                own.append(await closed_loop(way, clients, plan.seconds, tree.cpu_seconds))
+    points = [_point(clients, own) for own in windows]
+    _say(f"  {clients} clients: " + " beside ".join(f"{each['crops_per_second']:.1f}" for each in points))
+    return points
+
+
+def _point(clients: int, windows: Sequence[Window]) -> Point:
+    samples = [sample for window in windows for sample in window.samples]
+    waited = percentiles(samples)
     return {
         "clients": clients,
-        "crops_per_second": _speed(window),
+        "crops_per_second": statistics.mean(map(_speed, windows)),
         "p50_ms": waited["p50_ms"],
         "p95_ms": waited["p95_ms"],
         "p99_ms": waited["p99_ms"],
-        "not_read": sum(each.outcome.verdict is not Verdict.READ for each in window.samples),
-        "server_cpu": _per_thousand(window.server_cpu, window),
-        "client_cpu": _per_thousand(window.client_cpu, window),
+        "not_read": sum(each.outcome.verdict is not Verdict.READ for each in samples),
+        "server_cpu": statistics.mean(_per_thousand(window.server_cpu, window) for window in windows),
+        "client_cpu": statistics.mean(_per_thousand(window.client_cpu, window) for window in windows),
     }
 
 
@@ -224,9 +247,19 @@ def _load(load: float, offered: float, arrivals: Arrivals, within: float, before
 
 
 @asynccontextmanager
+async def _companion(subject: Subject, bare: Bare, plan: Plan) -> AsyncIterator[_Server]:
+    """A warm server to take turns with; processes that start later are none of it."""
+    settings = subject.candidates[0]
+    async with _served(subject, settings, bare.material.crops, _UNHURRIED_MS) as (way, tree):
+        await closed_loop(way, _TRIAL_CLIENTS, plan.seconds, tree.cpu_seconds)
+        tree.settle()
+        yield way, tree
+
+
+@asynccontextmanager
 async def _served(
     subject: Subject, settings: Settings, crops: Sequence[bytes], timeout_ms: int
-) -> AsyncIterator[tuple[Way[Any], Tree]]:
+) -> AsyncIterator[_Server]:
     """A way to a server of its own, and that server's processes; none is left at the end."""
     tree = Tree()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench.serve_promises import promises
-from bench.serve_report import Alone, Load, Report, Result
+from bench.serve_report import Alone, Load, Point, Report, Result
 
 NOTHING = "Nothing has been measured yet.\n"
 _BEST = (
@@ -34,10 +34,18 @@ def tables(report: Report) -> str:
         "One client, in turns with the bare model on one crop:\n\n"
         f"{_table(_ALONE, (_alone(each, each['alone']) for each in results if each['alone'] is not None))}"
     )
+    for result in results:
+        for other in result["beside"]:
+            text += (
+                f"\n{other['title']} and {result['title']} in turns, crops/s, and p99 in ms, by clients:\n\n"
+            )
+            text += _by_clients([(each["title"], each["points"]) for each in (other, result)])
     for crops in sorted({each["crops"] for each in results}):
         many = f", {crops} crops a request" if crops > 1 else ""
         text += f"\nCrops/s, and p99 in ms, by clients{many}:\n\n"
-        text += _by_clients([each for each in results if each["crops"] == crops])
+        text += _by_clients(
+            [(each["title"], each["points"]) for each in results if each["ours"] and each["crops"] == crops]
+        )
     deadlines = sorted({each["timeout_ms"] for each in results})
     text += (
         "\nClients that do not wait (Poisson), deadlines of "
@@ -79,17 +87,14 @@ def _best(result: Result) -> list[str]:
     ]
 
 
-def _by_clients(results: Sequence[Result]) -> str:
-    clients = sorted({point["clients"] for result in results for point in result["points"]})
+def _by_clients(results: Sequence[tuple[str, Sequence[Point]]]) -> str:
+    clients = sorted({point["clients"] for _, points in results for point in points})
     speeds = [
-        {
-            point["clients"]: f"{point['crops_per_second']:,.1f} ({_ms(point['p99_ms'])})"
-            for point in result["points"]
-        }
-        for result in results
+        {point["clients"]: f"{point['crops_per_second']:,.1f} ({_ms(point['p99_ms'])})" for point in points}
+        for _, points in results
     ]
     rows = ([str(count), *(speed.get(count, "–") for speed in speeds)] for count in clients)
-    return _table(" | ".join(["clients", *(each["title"] for each in results)]), rows)
+    return _table(" | ".join(["clients", *(title for title, _ in results)]), rows)
 
 
 def _load(result: Result, load: Load) -> list[str]:

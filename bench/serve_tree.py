@@ -48,10 +48,16 @@ class Tree:
 
     def __init__(self) -> None:
         self._others = descendants()
+        self._own: set[int] | None = None
+
+    def settle(self) -> None:
+        """Takes those that run now for all; what starts later is another server's."""
+        self._own = self.processes()
 
     def processes(self) -> set[int]:
         """Their ids, now."""
-        return descendants() - self._others
+        found = descendants() - self._others
+        return found if self._own is None else found & self._own
 
     def cpu_seconds(self) -> float:
         """Spent so far by those that run now, to the hundredth."""
@@ -66,17 +72,32 @@ class Tree:
         """Bytes in memory at most: the sum of each process's own peak."""
         return sum(memory(process, "VmHWM") for process in self.processes())
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, none of them runs."""
+        stopped = self.processes()
+        _signal(stopped, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal(stopped, signal.SIGCONT)
+
     def end(self) -> None:
         """End those that are left, by force in the end."""
         deadline = time.monotonic() + _STOP_SECONDS
         while left := self.processes():
             number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+            _signal(left, number)
             for process in left:
-                with suppress(ProcessLookupError):
-                    os.kill(process, number)
                 with suppress(ChildProcessError):
                     os.waitpid(process, os.WNOHANG)  # an orphan that we adopted
             time.sleep(0.1)
+
+
+def _signal(processes: set[int], number: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def command_of(process: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from bench import serve
 from bench.serve_promises import promises
-from bench.serve_report import Load, Point, Report, Result
+from bench.serve_report import Beside, Load, Point, Report, Result
 from bench.serve_tables import tables
 
 
@@ -59,6 +59,7 @@ def a_result(name: str, *points: Point, **more: Any) -> Result:
         "candidates": [],
         "wrong": 0,
         "points": list(points) or [a_point(1, 40, 30), a_point(2, 200, 50)],
+        "beside": [],
         "peak": {
             "clients": 2,
             "crops_per_second": 200.0,
@@ -73,6 +74,9 @@ def a_result(name: str, *points: Point, **more: Any) -> Result:
         "peak_rss": 1_500_000_000,
     }
     return cast(Result, fields | more)
+
+
+REST: list[Beside] = [{"title": "Rest", "points": [a_point(1, 40, 30), a_point(2, 200, 50)]}]
 
 
 def a_report(*results: Result) -> Report:
@@ -104,6 +108,7 @@ def test_the_tables_say_what_was_measured() -> None:
         a_point(1, 20, 60),
         a_point(2, 120, 90),
         ours=False,
+        beside=[{"title": "Rest", "points": [a_point(1, 41, 31), a_point(2, 201, 51)]}],
         candidates=[
             {"RIVAL_BATCH": "32", "crops_per_second": 90.0},
             {"RIVAL_BATCH": "64", "crops_per_second": 120.0},
@@ -113,7 +118,11 @@ def test_the_tables_say_what_was_measured() -> None:
     text = tables(a_report(a_result("rest"), batches, rival))
     assert rows(text, "Rest")[0] == ["2", "200.0", "80%", "12.5", "25.0", "50.0", "7.25", "0.50", "1,500"]
     assert rows(text, "Rest")[1] == ["25.0", "22.0", "3.5"]
-    assert rows(text, "2") == [["200.0 (50.0)", "120.0 (90.0)"], ["210.0 (800.0)"]]
+    assert rows(text, "2") == [
+        ["201.0 (51.0)", "120.0 (90.0)"],
+        ["200.0 (50.0)"],
+        ["210.0 (800.0)"],
+    ]
     overloaded = (
         "2 × | 190.0 | 95% | 300.0 | 900.0 | 50.0% | 1.5 | 9.5 | 100% | 0.0% | 0.0% | 0.0% | 1,000 | 1,005"
     )
@@ -131,7 +140,7 @@ def broken(report: Report) -> list[str]:
 
 
 def test_promises_that_are_kept() -> None:
-    slower = a_result("ray", a_point(1, 39, 31), a_point(2, 199, 51), ours=False)
+    slower = a_result("ray", a_point(1, 39, 31), a_point(2, 199, 51), ours=False, beside=REST)
     kept = promises(a_report(a_result("rest"), slower))
     assert all(promise.kept for promise in kept)
     assert len(kept) == 10
@@ -160,7 +169,7 @@ def test_promises_that_are_not(name: str, more: dict[str, Any], what: str) -> No
     ("point", "where"), [(a_point(2, 201, 51), "throughput at 2"), (a_point(2, 199, 50), "p99 at 2")]
 )
 def test_who_is_ahead_is_so_everywhere(point: Point, where: str) -> None:
-    rival = a_result("ray", a_point(1, 39, 31), point, a_point(4, 999, 1), ours=False)
+    rival = a_result("ray", a_point(1, 39, 31), point, ours=False, beside=REST)
     (promise,) = (each for each in promises(a_report(a_result("rest"), rival)) if not each.kept)
     assert promise.figure == f"not in {where}"
 

@@ -48,6 +48,29 @@ def test_orphans_are_kept_in_sight_and_ended_by_force(monkeypatch: pytest.Monkey
         assert tree.processes() == set()
 
 
+def test_paused_processes_do_nothing() -> None:
+    tree = Tree()
+    with running("import time\nprint(flush=True)\nwhile True: pass"):
+        with tree.paused():
+            time.sleep(0.1)
+            before = tree.cpu_seconds()
+            time.sleep(0.3)
+            assert tree.cpu_seconds() == before
+        deadline = time.monotonic() + 20
+        while tree.cpu_seconds() <= before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert tree.cpu_seconds() > before
+
+
+def test_what_starts_later_is_none_of_a_settled_server() -> None:
+    tree = Tree()
+    with running("import time" + READY) as process:
+        tree.settle()
+        with running("import time" + READY):
+            assert tree.processes() == {process.pid}
+    assert tree.processes() == set()
+
+
 def test_a_process_that_ended_costs_nothing() -> None:
     with running(READY.replace("time.sleep(60)", "")) as process:
         process.send_signal(signal.SIGKILL)
