@@ -1,12 +1,19 @@
 """Services that tests share."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.service import rest_service, rpc_service
+from tests.service.certificates import Mint
 from tests.service.guarded import Doors
+
+
+@pytest.fixture
+def mint(tmp_path: Path) -> Mint:
+    return Mint(tmp_path)
 
 
 @pytest.fixture
