@@ -78,7 +78,8 @@ class Crowd:
 
             async def by_rest(contents: Sequence[bytes]) -> list[str]:
                 headers = {"Content-Type": "application/json"}
-                answer = await http.post("/v1/recognize", content=as_json(contents), headers=headers)
+                body = as_json(contents, timeout_ms=int(1000 * PATIENT))
+                answer = await http.post("/v1/recognize", content=body, headers=headers)
                 return [result["text"] for result in answer.json()["results"]]
 
             async def by_grpc(contents: Sequence[bytes]) -> list[str]:
