@@ -83,7 +83,10 @@ class Crowd:
                 return [result["text"] for result in answer.json()["results"]]
 
             async def by_grpc(contents: Sequence[bytes]) -> list[str]:
-                request = pb.RecognizeRequest(crops=[pb.Crop(content=content) for content in contents])
+                request = pb.RecognizeRequest(
+                    crops=[pb.Crop(content=content) for content in contents],
+                    options=pb.Options(timeout_ms=int(1000 * PATIENT)),
+                )
                 answer = await stub.Recognize(request, timeout=PATIENT)
                 return [result.recognition.text for result in answer.results]
 
