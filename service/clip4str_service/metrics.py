@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from clip4str_service.errors import InternalError
 from clip4str_service.metric_files import MetricFiles
 from clip4str_service.readings import ModelInfo, Reading
 
@@ -50,7 +51,8 @@ class FrontEndMetrics:
             self.registry, "crops", "Crops answered, by outcome: ok or an error's code.", "outcome"
         )
         self._crops_read = self._crops.labels(OK)
-        self._dropped = _dropped(self.registry)
+        _begin(self._crops, InternalError.code)
+        self._dropped = _dropped(self.registry, "shed", "limited")
         stages = _stages(self.registry)
         self._stages: dict[CropStage, Histogram] = {
             "decode": stages.labels("decode"),
@@ -138,7 +140,7 @@ class HubMetrics:
         self._load = load
         self._build: dict[str, str] = {"version": version("clip4str")}
         self._scraping = asyncio.Lock()
-        self._dropped = _dropped(self.registry)
+        self._dropped = _dropped(self.registry, "cancelled", "deadline")
         self._queue_wait = _histogram(
             self.registry,
             "queue_wait_seconds",
@@ -156,8 +158,7 @@ class HubMetrics:
             "Workers started again: after their exit, or killed for hanging.",
             "reason",
         )
-        for reason in ("exit", "hang"):
-            self._restarts.labels(reason)  # there from the start: a rate needs a zero to begin with
+        _begin(self._restarts, "exit", "hang")
 
     def loaded(self, model: ModelInfo) -> None:
         """Names what runs."""
@@ -245,9 +246,17 @@ def _stages(registry: CollectorRegistry) -> Histogram:
     )
 
 
-def _dropped(registry: CollectorRegistry) -> Counter:
-    """Likewise."""
-    return _counter(registry, "dropped", "Crops that were given up before they ran, or refused.", "reason")
+def _dropped(registry: CollectorRegistry, *reasons: DropReason) -> Counter:
+    """Likewise; each kind has reasons of its own."""
+    dropped = _counter(registry, "dropped", "Crops that were given up before they ran, or refused.", "reason")
+    _begin(dropped, *reasons)
+    return dropped
+
+
+def _begin(counter: Counter, *values: str) -> None:
+    """Has a counter there from the start for these values of its label: a rate needs a zero to begin with."""
+    for value in values:
+        counter.labels(value)
 
 
 def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import pytest
 from prometheus_client import Metric
@@ -12,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
 from clip4str_service.metric_files import MetricFiles
-from clip4str_service.metrics import FrontEndMetrics, HubMetrics
+from clip4str_service.metrics import DropReason, FrontEndMetrics, HubMetrics
 from clip4str_service.readings import BranchReading, ModelInfo, Reading
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.1"
@@ -114,10 +115,25 @@ def value(families: list[Metric], name: str, **labels: str) -> float:
     return found
 
 
+def labels(families: list[Metric], name: str) -> list[dict[str, str]]:
+    return [
+        sample.labels for family in families for sample in family.samples if sample.name == f"clip4str_{name}"
+    ]
+
+
 def reading(*, agreement: bool) -> Reading:
     branch = BranchReading(text="A", confidence=0.5, eos_confidence=1.0, characters=())
     other = BranchReading(text="A" if agreement else "B", confidence=0.5, eos_confidence=1.0, characters=())
     return Reading(visual=other, cross_modal=branch, truncated=False)
+
+
+def test_what_alerts_watch_is_there_before_it_happens(scraped: list[str]) -> None:
+    families = list(text_families(scraped[0].partition("\n")[2]))
+    never = {"dropped_total": {"reason": "cancelled"}, "worker_restarts_total": {"reason": "exit"}}
+    for name, label in never.items():
+        assert value(families, name, **label) == 0
+    assert {each["reason"] for each in labels(families, "dropped_total")} == set(get_args(DropReason))
+    assert {each["outcome"] for each in labels(families, "crops_total")} == {"ok", "internal"}
 
 
 def test_both_formats_hold_the_same_for_strict_parsers(scraped: list[str]) -> None:
