@@ -1,69 +1,23 @@
-"""Untrusted bytes to a checked RGB image, or one of four errors; nothing else escapes, no warning either.
-
-The format is told by the first bytes, then only that format's reader looks at them. The size is judged by the
-header, before any pixel is decoded. Of several frames the first counts.
-"""
+"""The model library's checks of untrusted images, with the errors of this service's contract."""
 
 from __future__ import annotations
 
-import io
-import struct
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from PIL import Image
 
+from clip4str import untrusted
+from clip4str.untrusted import ImageLimits as ImageLimits
+from clip4str.untrusted import quick as quick
 from clip4str_service.errors import ImageTooLargeError, UndecodableImageError, UnsupportedMediaTypeError
 
-MEDIA_TYPES = {
-    "image/jpeg": "JPEG",
-    "image/png": "PNG",
-    "image/webp": "WEBP",
-    "image/bmp": "BMP",
-    "image/tiff": "TIFF",
-    "image/gif": "GIF",
-}
+MEDIA_TYPES = {f"image/{name.lower()}": name for name in untrusted.FORMATS}
 """What the service reads: media type -> the format's name."""
 
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-)
-_BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
-
-_START_OF_SCAN = b"\xff\xda"
-_MAX_SCANS = 100
-"""Scans of a JPEG: encoders write about ten, and each costs a pass over all pixels, however short it is."""
-
-_USUAL_SCANS = 12
-_PACKED_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
-
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_ERRORS = {
+    error.code: error for error in (ImageTooLargeError, UndecodableImageError, UnsupportedMediaTypeError)
 }
-"""EXIF orientation -> what turns the stored image upright."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """The largest crop: `max_bytes` encoded, `max_pixels` by its header."""
-
-    max_bytes: int
-    max_pixels: int
 
 
 def opened(content: bytes, limits: ImageLimits) -> Image.Image:
@@ -76,47 +30,8 @@ def opened(content: bytes, limits: ImageLimits) -> Image.Image:
         UnsupportedMediaTypeError: not an image of a known format.
         ImageTooLargeError: too many bytes, or pixels by its header.
     """
-    if not content:
-        raise UndecodableImageError("the image is empty: 0 bytes")
-    if len(content) > limits.max_bytes:
-        raise ImageTooLargeError(f"the image has {len(content)} bytes; at most {limits.max_bytes} are read")
-    name = sniff(content)
-    if name is None:
-        raise UnsupportedMediaTypeError(
-            f"these bytes are no image; {', '.join(MEDIA_TYPES.values())} are read"
-        )
-    if name == "PNG" and content[12:16] == b"IHDR" and len(content) >= 24:
-        # Pillow knows the size of a PNG only once it has come, through chunks of any length, to the pixels.
-        width, height = struct.unpack_from(">II", content, 16)
-        _check_size(width, height, limits)
-    if name == "JPEG" and (scans := content.count(_START_OF_SCAN)) > _MAX_SCANS:
-        # Within a scan the marker cannot occur: each 0xff there is followed by a zero.
-        raise UndecodableImageError(f"the JPEG has {scans} scans; at most {_MAX_SCANS} are read")
-    try:
-        with _pillow_is_quiet:
-            image = Image.open(io.BytesIO(content), formats=[name])
-    except Image.DecompressionBombError:
-        raise ImageTooLargeError(f"the image has more than {limits.max_pixels} pixels") from None
-    except Exception as error:  # the readers of corrupt files raise whatever comes up
-        raise _corrupt(name) from error
-    _check_size(image.width, image.height, limits)
-    return image
-
-
-def quick(content: bytes) -> bool:
-    """Whether an image, of any content, takes no longer to read than its bytes and pixels let expect.
-
-    Few bytes can hold much that is unpacked before the pixels, or many passes over them.
-    """
-    match sniff(content):
-        case "PNG":
-            return not any(name in content for name in _PACKED_CHUNKS)
-        case "JPEG":
-            return content.count(_START_OF_SCAN) <= _USUAL_SCANS
-        case "TIFF":
-            return False
-        case _:
-            return True
+    with _as_service_error():
+        return untrusted.opened(content, limits)
 
 
 def loaded(image: Image.Image) -> Image.Image:
@@ -125,97 +40,13 @@ def loaded(image: Image.Image) -> Image.Image:
     Raises:
         UndecodableImageError: truncated, corrupt, or of samples that have no agreed range.
     """
-    name = image.format or "image"
+    with _as_service_error():
+        return untrusted.loaded(image)
+
+
+@contextmanager
+def _as_service_error() -> Iterator[None]:
     try:
-        with _pillow_is_quiet, image:
-            image.load()
-            return _upright(_rgb(image), _orientation(image))
-    except UndecodableImageError:
-        raise
-    except Exception as error:  # as above
-        raise _corrupt(name) from error
-
-
-def _corrupt(name: str) -> UndecodableImageError:
-    return UndecodableImageError(f"the {name} data is truncated or corrupt")
-
-
-def sniff(content: bytes) -> str | None:
-    """The format's name by the first bytes, or None."""
-    for signature, name in _SIGNATURES:
-        if content.startswith(signature):
-            return name
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "WEBP"
-    if content[:2] == b"BM" and int.from_bytes(content[14:18], "little") in _BMP_HEADER_SIZES:
-        return "BMP"
-    return None
-
-
-def _check_size(width: int, height: int, limits: ImageLimits) -> None:
-    if width < 1 or height < 1:
-        raise UndecodableImageError(f"the image is {width}×{height} pixels: there is nothing to read")
-    if width * height > limits.max_pixels:
-        raise ImageTooLargeError(
-            f"the image is {width}×{height} pixels; at most {limits.max_pixels} are read"
-        )
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # A plain conversion clips at 255 instead of scaling 0..65535 to 0..255.
-        image = image.convert("I").point(lambda sample: sample * (1 / 257) + 0.5).convert("L")
-    elif image.mode in ("I", "F"):
-        raise UndecodableImageError("its samples have 32 bits, of unknown range; save it with 8 or 16 bits")
-    if image.has_transparency_data or image.mode in ("RGBa", "La"):
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 (broken metadata raises whatever comes up, and spoils no pixel)
-        return 1
-    return orientation if isinstance(orientation, int) else 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
-class _PillowIsQuiet:
-    """Ignores Pillow's warnings while any thread decodes.
-
-    Warning filters belong to the whole process, so threads must not each save and restore them: the first one
-    in sets the filter, the last one out restores.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = self._ignoring()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._saved = self._ignoring()
-                self._saved.__enter__()
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._saved.__exit__(None, None, None)
-
-    @staticmethod
-    @contextmanager
-    def _ignoring() -> Iterator[None]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")
-            yield
-
-
-_pillow_is_quiet = _PillowIsQuiet()
+        yield
+    except untrusted.ImageError as error:
+        raise _ERRORS[error.code](str(error)) from error.__cause__

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, PngImagePlugin
 
+from clip4str.untrusted import sniff
 from clip4str_service.errors import (
     ImageTooLargeError,
     ServiceError,
     UndecodableImageError,
     UnsupportedMediaTypeError,
 )
-from clip4str_service.images import MEDIA_TYPES, ImageLimits, loaded, opened, sniff
+from clip4str_service.images import MEDIA_TYPES, ImageLimits, loaded, opened
 from tests.service.pixel_worker import encoded
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=4_000_000)
