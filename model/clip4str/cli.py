@@ -14,11 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from clip4str.arguments import (
+    DTYPES,
+    add_device,
+    add_model,
+    add_precision,
+    add_reading,
+    natural,
+    positive,
+)
+from clip4str.bulk import command as bulk
+
 if TYPE_CHECKING:
     from clip4str.reading import BranchReading, Reading
     from clip4str.recognizer import Recognizer
 
-DTYPES = ("fp32", "bf16", "fp16")
 READ_BATCH = 64  # images held in memory at a time by `read`
 
 
@@ -33,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
-        extra = {"export": "onnx", "train": "train", "synth": "train"}.get(arguments.command)
+        extra = {"batch": "bulk", "export": "onnx", "train": "train", "synth": "train"}.get(arguments.command)
         if extra is None:
             raise
         message = f"{error}: this command needs the extra: pip install 'clip4str[{extra}]'"
@@ -47,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _bad_input_errors(command: str) -> tuple[type[Exception], ...]:
     from clip4str import CharsetError, CheckpointError
+    from clip4str.bulk.errors import BulkError
     from clip4str.datasets import DatasetError
     from clip4str.fetch import FetchError
     from clip4str.hardware import HardwareError
     from clip4str.synth.fonts import FontError
 
-    errors = (CharsetError, CheckpointError, DatasetError, FetchError, FontError, HardwareError, OSError)
+    errors: tuple[type[Exception], ...] = (BulkError, CharsetError, CheckpointError, DatasetError)
+    errors = (*errors, FetchError, FontError, HardwareError, OSError)
     if command != "train":
         return errors
     from clip4str.training.recipe import RecipeError  # needs the extra
@@ -74,16 +86,19 @@ def _parser() -> argparse.ArgumentParser:
 
     read = commands.add_parser("read", help="read the word in each image")
     read.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    _add_model(read)
-    _add_hardware(read)
+    add_model(read)
+    add_device(read)
+    add_precision(read)
+    add_reading(read)
     read.add_argument("--json", action="store_true", help="print one JSON object per image")
-    read.add_argument("--top-k", type=int, choices=range(6), default=0, help="alternatives per character")
-    read.add_argument("--charset", help="full, alphanumeric, digits, lowercase, uppercase, or the characters")
     read.set_defaults(run=_read)
 
+    bulk.add(commands.add_parser("batch", help="read crops by the thousand, on a Ray cluster, into Parquet"))
+
     evaluate = commands.add_parser("eval", help="measure accuracy on labelled words")
-    _add_model(evaluate)
-    _add_hardware(evaluate)
+    add_model(evaluate)
+    add_device(evaluate)
+    add_precision(evaluate)
     evaluate.add_argument(
         "--data", nargs="+", type=Path, required=True, metavar="DIR", help="folders with labels.tsv, or LMDBs"
     )
@@ -92,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
 
     synth = commands.add_parser("synth", help="write synthetic word images one can look at")
     synth.add_argument("out", type=Path, metavar="OUT")
-    synth.add_argument("--count", type=_positive, required=True)
-    synth.add_argument("--seed", type=_natural, default=0)
+    synth.add_argument("--count", type=positive, required=True)
+    synth.add_argument("--seed", type=natural, default=0)
     synth.add_argument("--fonts", type=Path, metavar="DIR", help="use the fonts in this folder")
     synth.set_defaults(run=_synth)
 
@@ -122,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write a model as graphs for other runtimes")
     export.add_argument("target", type=Path, metavar="OUT", help="a folder that does not exist yet")
-    _add_model(export)
+    add_model(export)
     export.add_argument("--format", choices=("onnx",), default="onnx", help="(default: %(default)s)")
     export.set_defaults(run=_export)
 
@@ -134,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="names, files or folders, or sizes: base16 ...",
     )
-    bench.add_argument("--batch-sizes", nargs="+", type=_positive, default=[1, 8, 32, 64], metavar="N")
-    bench.add_argument("--device", help="cpu, cuda or cuda:N (default: the best there is)")
+    bench.add_argument("--batch-sizes", nargs="+", type=positive, default=[1, 8, 32, 64], metavar="N")
+    add_device(bench)
     bench.add_argument(
         "--precisions",
         nargs="+",
@@ -144,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto, fp32, bf16, fp16 (default: auto)",
     )
     bench.add_argument(
-        "--threads", type=_positive, help="of the CPU (default: as many as this process may use)"
+        "--threads", type=positive, help="of the CPU (default: as many as this process may use)"
     )
     bench.add_argument(
         "--baseline", type=Path, metavar="FILE.py", help="measure this implementation too: bench/published.py"
@@ -152,34 +167,6 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="OUT", help="write all figures to this file")
     bench.set_defaults(run=_bench)
     return parser
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model", default="default", help="a model's name, file or folder (default: %(default)s)"
-    )
-
-
-def _add_hardware(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--device", help="cpu, cuda or cuda:N (default: the best there is)")
-    command.add_argument(
-        "--precision",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help="number format to compute in (default: the fastest that the device has)",
-    )
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
 
 
 def _loaded(arguments: argparse.Namespace) -> "Recognizer":
