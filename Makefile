@@ -1,4 +1,4 @@
-# make demo | serve | test | lint | bench | bench-rivals | bench-serve | soak | fuzz | clean.
+# make demo | serve | test | lint | bench | bench-rivals | bench-serve | bulk-proof | soak | fuzz | clean.
 # VENV=path uses another environment.
 
 VENV   ?= .venv
@@ -9,9 +9,10 @@ MODELS ?= default base16
 BATCHES ?= 1 2 16 32
 MINUTES ?= 30
 EXAMPLES ?= 5000
+CROPS ?= 20000
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo serve test bench bench-rivals bench-serve soak fuzz lint clean
+.PHONY: demo serve test bench bench-rivals bench-serve bulk-proof soak fuzz lint clean
 
 demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
 	$(BIN)/python samples/demo.py
@@ -33,6 +34,9 @@ bench-rivals: $(STAMP)  ## an environment with the servers that bench-serve comp
 bench-serve: $(STAMP)  ## measure serving beside the bare model and, after bench-rivals, other servers
 	$(BIN)/python bench/serve.py
 
+bulk-proof: $(STAMP)  ## 20,000 crops by clip4str batch twice: a worker killed, the job stopped; CROPS=n
+	$(BIN)/python bench/bulk.py --crops $(CROPS)
+
 soak: $(STAMP)  ## 30 minutes at 80 % of capacity; MINUTES=n
 	$(BIN)/python bench/soak.py --minutes $(MINUTES)
 
@@ -52,7 +56,7 @@ lint: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[train,onnx,dev]'
+	$(BIN)/pip install --quiet --editable '.[bulk,train,onnx,dev]'
 	touch $@
 
 clean:  ## remove the environment and every cache

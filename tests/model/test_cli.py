@@ -17,7 +17,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("read", "eval", "synth", "train", "fetch", "convert", "export", "bench"):
+    for command in ("read", "batch", "eval", "synth", "train", "fetch", "convert", "export", "bench"):
         assert f"\n    {command} " in shown
 
 
@@ -28,6 +28,9 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         ["write"],
         ["read"],
         ["read", "a.png", "--top-k", "6"],
+        ["batch", "images"],
+        ["batch", "images", "--output", "out", "--workers", "0"],
+        ["batch", "images", "--output", "out", "--device", "cuda:1"],
         ["eval"],
         ["synth", "out"],
         ["synth", "out", "--count", "0"],
@@ -100,14 +103,27 @@ def test_bad_input_exits_2_with_one_line(
     assert shown.out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "package", "importer", "extra"),
+    [
+        (["export", "out"], "onnxscript", "clip4str.export", "onnx"),
+        (["batch", "images", "--output", "out"], "pyarrow", "clip4str.bulk.cluster", "bulk"),
+        (["batch", "images", "--output", "out"], "ray", "clip4str.bulk.cluster", "bulk"),
+    ],
+)
 def test_a_missing_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    package: str,
+    importer: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.delitem(sys.modules, "clip4str.export", raising=False)
-    assert main(["export", "out"]) == 2
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, importer, raising=False)
+    assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("this command needs the extra: pip install 'clip4str[onnx]'")
+    assert line.endswith(f"this command needs the extra: pip install 'clip4str[{extra}]'")
 
 
 def test_fetch_list_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:

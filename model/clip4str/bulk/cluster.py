@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -64,6 +65,7 @@ def connected(
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BulkError(f"--address {address}: no Ray cluster can be joined ({_line(error)})") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own ends without a word
     try:
         there = ray.cluster_resources()
         gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
@@ -86,9 +88,9 @@ def outcomes(work: Work, workers: Workers) -> Iterator[Outcome]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a lost shard must not stop the others; it is missing in what comes back
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    shards = [asdict(shard) for shard in work.todo]
-    dataset = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+    _silence()
+    numbers = [{"number": shard.number} for shard in work.todo]
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(
         _Worker,
         fn_constructor_args=(work, workers),
         compute=ray.data.ActorPoolStrategy(size=workers.count),
@@ -104,6 +106,12 @@ def outcomes(work: Work, workers: Workers) -> Iterator[Outcome]:
             yield Outcome(row["shard"], row["crops"], json.loads(row["errors"]))
     except ray.exceptions.RayError as error:
         raise BulkError(f"the workers cannot be started ({_line(error)})") from error
+
+
+def _silence() -> None:
+    """Leave what Ray Data tells people in its log files."""
+    log = logging.getLogger("ray.data")
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, logging.StreamHandler)]
 
 
 class _Worker:
