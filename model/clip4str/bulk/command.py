@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     when shards could not be read.
     """
     from clip4str.bulk.cluster import (
-        ShardError,
+        WorkerError,
         connected,
         outcomes,
     )  # first: with it an extra may be missing
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
                     crops += outcome.crops
                     errors.update(outcome.errors)
                     bar.update(outcome.crops)
-            except ShardError as error:
+            except WorkerError as error:
                 raise SystemExit(f"clip4str batch: {error}; {_GO_ON}") from None
             except KeyboardInterrupt:
                 bar.close()
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
                 )
                 raise
     if failed := len(left.todo) - shards:
-        raise SystemExit(f"clip4str batch: the workers of {failed} shards failed, see Ray's logs; {_GO_ON}")
+        raise SystemExit(f"clip4str batch: {failed} shards killed their workers again and again; {_GO_ON}")
     finish(left)
     summary = {
         "output": left.job.output,
