@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -44,10 +45,24 @@ _LOOK = 0.01  # seconds between two looks
 class Batch:
     """A run of `clip4str batch`."""
 
-    def __init__(self, source: Path, output: Path, *options: str) -> None:
+    def __init__(self, source: Path, output: Path, *options: str, **environment: str) -> None:
         self.output = output
-        command = [_BIN / "clip4str", "batch", source, "--output", output, "--json", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        command: list[str | Path] = [
+            _BIN / "clip4str",
+            "batch",
+            source,
+            "--output",
+            output,
+            "--json",
+            *options,
+        ]
+        self.process = subprocess.Popen(  # noqa: S603 (our own program)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
 
     def wait_for(self, results: int) -> None:
         """Until there are so many files of results. Raises StartError when it ends before."""
@@ -100,18 +115,21 @@ def unlike(output: Path, crops: int) -> list[str]:
 
 
 @contextmanager
-def two_nodes() -> Iterator[str]:
-    """A Ray cluster of two nodes with a processor each; its address. Raises StartError."""
+def two_nodes() -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray cluster of two nodes with a processor each: its address and its key. Raises StartError."""
+    key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex()}
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
     common = ["start", "--block", "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
     with ExitStack() as nodes:
         for joined in (["--head", f"--port={port}", "--include-dashboard=false"], [f"--address={address}"]):
-            command = [_BIN / "ray", *common, *joined]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+            command: list[str | Path] = [_BIN / "ray", *common, *joined]
+            process = subprocess.Popen(  # noqa: S603 (Ray's own program)
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **key}
+            )
             nodes.callback(stop, process)
             _await_listener(process, port)
-        yield address
+        yield address, key
 
 
 def _await_listener(process: subprocess.Popen[bytes], port: int) -> None:
@@ -140,8 +158,8 @@ def interrupted(source: Path, output: Path, crops: int, options: Sequence[str]) 
     code, _, err = batch.end()
     before = shards_of(output)
     _say(f"interrupted: ended with {code} at {len(before)} of {_SHARDS} shards, and said: {err.strip()}")
-    with two_nodes() as address:
-        said = Batch(source, output, *options, "--workers", "2", "--address", address).summary()
+    with two_nodes() as (address, key):
+        said = Batch(source, output, *options, "--workers", "2", "--address", address, **key).summary()
     off = _done("interrupted", said, output, crops)
     after = shards_of(output)
     if again := sum(after[name] != written for name, written in before.items()):

@@ -64,7 +64,8 @@ def connected(
             ray.init(address=address or "local", **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise BulkError(
-                f"--address {address or 'local'}: there is no Ray cluster ({_line(error)})"
+                f"--address {address or 'local'}: no Ray cluster answers, or it wants RAY_AUTH_MODE=token "
+                f"({_line(error)})"
             ) from error
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own ends without a word
         try:
@@ -72,8 +73,11 @@ def connected(
             gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
             device = device or ("cuda" if gpus else "cpu")
             most = gpus if device == "cuda" else cpus // processors
-            if not most and count is None:
-                raise BulkError(f"the cluster has {gpus} GPUs and {cpus} processors: no room for one worker")
+            if not most:
+                raise BulkError(
+                    f"the cluster has {gpus} GPUs and {cpus} processors: there is no room for a worker on {device} "
+                    f"with {processors} processors"
+                )
             yield Workers(count or most, device, processors)
         finally:
             ray.shutdown()
@@ -108,10 +112,11 @@ def outcomes(work: Work, workers: Workers) -> Iterator[Outcome]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     _silence()
+    tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
     numbers = [{"number": shard.number} for shard in work.todo]
     dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map(
         _Worker,
-        fn_constructor_args=(work, workers, _Tries.remote()),
+        fn_constructor_args=(work, workers, tries),
         compute=ray.data.ActorPoolStrategy(size=min(workers.count, len(numbers))),
         num_cpus=workers.processors,
         num_gpus=1 if workers.device == "cuda" else 0,
@@ -132,9 +137,8 @@ def _silence() -> None:
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, logging.StreamHandler)]
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Tries:
-    """Counts how often each shard was begun: a worker that died cannot tell."""
+    """An actor that counts how often each shard was begun: a worker that died cannot tell."""
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()

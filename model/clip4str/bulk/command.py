@@ -79,11 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises BulkError, CheckpointError, CharsetError or OSError for bad input, and SystemExit with one line and code 1
     when shards could not be read.
     """
-    from clip4str.bulk.cluster import (
-        WorkerError,
-        connected,
-        outcomes,
-    )  # first: with it an extra may be missing
+    # The cluster first: it is what an extra may be missing for.
+    from clip4str.bulk.cluster import WorkerError, connected, outcomes
     from clip4str.bulk.job import finish, work
 
     left = work(_job(arguments))
@@ -107,10 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
                 raise SystemExit(f"clip4str batch: {error}; {_GO_ON}") from None
             except KeyboardInterrupt:
                 bar.close()
-                done = len(left.done) + shards
-                print(
-                    f"clip4str batch: {done} of {len(left.shards)} shards are done; {_GO_ON}", file=sys.stderr
-                )
+                print(f"clip4str batch: stopped; {_GO_ON}", file=sys.stderr)
                 raise
     if failed := len(left.todo) - shards:
         raise SystemExit(f"clip4str batch: {failed} shards killed their workers again and again; {_GO_ON}")
