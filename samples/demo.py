@@ -4,7 +4,6 @@ Starts the service on free ports, prints one table, stops it. Exit code 1 when a
 protocols differ.
 """
 
-import math
 import os
 import signal
 import socket
@@ -16,32 +15,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
 import httpx
-from google.protobuf.json_format import MessageToDict
 
-from clip4str_service.pb import recognition_pb2 as pb
-from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
+from clip4str_service.samples import Access, UnreadError, check, load_samples
 
 SAMPLES = Path(__file__).resolve().parent
 START_SECONDS = 240  # the model is loaded and warmed up; a busy machine takes its time
 STOP_SECONDS = 30
-ROUNDING = 1e-6
 
 
 class StartError(Exception):
     """The service ended, or was not ready in time; the message holds what it wrote."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sample crop: its file's name, what it says, and the file's bytes (JPEG)."""
-
-    name: str
-    text: str
-    content: bytes
 
 
 @dataclass(frozen=True)
@@ -129,68 +114,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def load_samples() -> list[Sample]:
-    """Return the crops that labels.tsv names, in its order."""
-    rows = [line.split("\t") for line in (SAMPLES / "labels.tsv").read_text(encoding="utf-8").splitlines()]
-    return [Sample(name, text, (SAMPLES / name).read_bytes()) for name, text in rows]
-
-
-def read_by_rest(service: RunningService, image: bytes) -> dict[str, Any]:
-    """Read one JPEG crop: its bytes are the body."""
-    headers = {"Content-Type": "image/jpeg"}
-    response = httpx.post(f"{service.http}/v1/recognize", content=image, headers=headers, timeout=60)
-    response.raise_for_status()
-    result: dict[str, Any] = response.json()["results"][0]
-    return result
-
-
-def read_by_grpc(service: RunningService, image: bytes) -> pb.Result:
-    """Read one crop."""
-    request = pb.RecognizeRequest(crops=[pb.Crop(content=image)])
-    with grpc.insecure_channel(service.grpc) as channel:
-        stub = RecognitionServiceStub(channel)
-        return stub.Recognize(request, timeout=60).results[0]
-
-
-def as_rest(result: pb.Result) -> dict[str, Any]:
-    """Turn a gRPC recognition into the JSON that REST answers for it, without the crop's id."""
-    return MessageToDict(
-        result.recognition, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-
-
-def alike(one: object, other: object) -> bool:
-    """Say whether two JSON values are equal, numbers up to the rounding of two runs of the same model."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(alike, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=0.0, abs_tol=ROUNDING)
-    return one == other
-
-
 def main() -> int:
-    """Read, compare and print; return the exit code."""
-    samples, wrong = load_samples(), 0
+    """Start, check, stop; return the exit code."""
+    samples = load_samples(SAMPLES)
     with running_service() as service:
-        print(f"{'file':<8}{'label':<10}{'text':<10}{'confidence':<12}", end="")
-        print(f"{'visual':<10}{'cross-modal':<13}REST == gRPC")
-        for sample in samples:
-            rest = read_by_rest(service, sample.content)
-            rpc = as_rest(read_by_grpc(service, sample.content))
-            same = alike({key: value for key, value in rest.items() if key != "id"}, rpc)
-            branches = rest["branches"]
-            visual, cross_modal = branches["visual"]["text"], branches["cross_modal"]["text"]
-            print(f"{sample.name:<8}{sample.text:<10}{rest['text']:<10}{rest['confidence']:<12.3f}", end="")
-            print(f"{visual:<10}{cross_modal:<13}{'yes' if same else 'NO'}")
-            wrong += rest["text"] != sample.text or not same
-    print(f"{len(samples) - wrong} of {len(samples)} samples read right, and alike over REST and gRPC")
-    return 1 if wrong else 0
+        return 0 if check(Access(service.http, service.grpc), samples, sys.stdout) else 1
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except StartError as error:
+    except (StartError, UnreadError) as error:
         sys.exit(str(error))

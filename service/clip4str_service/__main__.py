@@ -1,4 +1,4 @@
-"""The command line: `clip4str-service [serve | check | key NAME] [--flags]`, a flag for each setting."""
+"""The command line: `clip4str-service [serve | check | health | samples | key NAME] [--flags]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from clip4str_service.settings import (
@@ -33,38 +34,67 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 2 for a wrong setting, a bad file or a taken port, else 1."""
     given = vars(_parser().parse_args(arguments))
-    command, name = given.pop("command"), given.pop("name")
-    if (command == "key") != (name is not None):
-        return _refuse("`key` takes a name, of whoever gets the key; other commands take none")
+    command = given.pop("command")
     if command == "key":
-        return _key(name)
+        return _key(given["name"])
+    if command == "samples":
+        return _samples(given["rest"], given["grpc"], given["key_file"], given["ca_file"], given["folder"])
     try:
         settings = load_settings(given)
     except SettingsError as error:
         return _refuse(str(error))
-    return _check(settings) if command == "check" else _serve(settings)
+    match command:
+        case "check":
+            return _check(settings)
+        case "health":
+            return _health(settings)
+        case _:
+            return _serve(settings)
 
 
 def _parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    for name, field in Settings.model_fields.items():
+        default = (
+            "" if field.default_factory or field.default is None else f" (default {_shown(field.default)})"
+        )
+        flags.add_argument(flag(name), default=argparse.SUPPRESS, help=f"{field.description}{default}")
     parser = _Parser(
         PROGRAM,
         description="Read word crops over REST and gRPC.",
         epilog="Each flag is a setting, also taken from the environment: --http-port is CLIP4STR_HTTP_PORT.",
         allow_abbrev=False,
+        parents=[flags],
     )
-    parser.add_argument(
-        "command",
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, purpose in (
+        ("serve", "serve until told to stop; so does no command"),
+        ("check", "check the settings and print them"),
+        ("health", "ask the service that has these settings whether it accepts crops; exit code 1 if not"),
+    ):
+        commands.add_parser(name, help=purpose, description=purpose, allow_abbrev=False, parents=[flags])
+    key = commands.add_parser("key", help="make an API key", allow_abbrev=False)
+    key.add_argument("name", metavar="NAME", help="who gets it")
+    purpose = "have a running service read sample crops, over REST and gRPC; exit code 1 if one is read wrong"
+    samples = commands.add_parser("samples", help=purpose, description=purpose, allow_abbrev=False)
+    samples.add_argument(
+        "--rest", metavar="URL", default="http://127.0.0.1:8080", help="(default %(default)s)"
+    )
+    samples.add_argument(
+        "--grpc",
+        metavar="HOST:PORT",
+        default="127.0.0.1:50051",
+        help="(default %(default)s); TLS if REST has https",
+    )
+    samples.add_argument("--key-file", metavar="FILE", type=Path, help="an API key, the file's only line")
+    samples.add_argument("--ca-file", metavar="FILE", type=Path, help="CA certificates (PEM) to trust")
+    samples.add_argument(
+        "folder",
+        metavar="FOLDER",
         nargs="?",
-        choices=("serve", "check", "key"),
-        default="serve",
-        help="serve; or check the settings, print them and exit; or make an API key",
+        type=Path,
+        help="images and labels.tsv (default: those installed)",
     )
-    parser.add_argument("name", nargs="?", help="for `key`: who gets it")
-    for name, field in Settings.model_fields.items():
-        default = (
-            "" if field.default_factory or field.default is None else f" (default {_shown(field.default)})"
-        )
-        parser.add_argument(flag(name), default=argparse.SUPPRESS, help=f"{field.description}{default}")
     return parser
 
 
@@ -90,6 +120,43 @@ def _check_files(settings: Settings) -> int:
     except (KeysError, TlsError) as error:
         return _refuse(str(error))
     return 0
+
+
+def _health(settings: Settings) -> int:
+    from clip4str_service.health import UnhealthyError, check_ready
+
+    if not settings.metrics_port:
+        return _refuse(
+            f"{variable('metrics_port')} ({flag('metrics_port')}): 0 is no port to ask: name the one taken"
+        )
+    try:
+        address = check_ready(settings.host, settings.metrics_port)
+    except UnhealthyError as error:
+        return _fail(str(error))
+    sys.stdout.write(f"{address}: ready\n")
+    return 0
+
+
+def _samples(rest: str, rpc: str, key_file: Path | None, ca_file: Path | None, folder: Path | None) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from clip4str_service.samples import (
+        INSTALLED,
+        Access,
+        SamplesError,
+        UnreadError,
+        check,
+        load_key,
+        load_samples,
+    )
+
+    try:
+        key = None if key_file is None else load_key(key_file)
+        samples = load_samples(folder or INSTALLED)
+        return 0 if check(Access(rest, rpc, key, ca_file), samples, sys.stdout) else FAILURE
+    except SamplesError as error:
+        return _refuse(str(error))
+    except UnreadError as error:
+        return _fail(str(error))
 
 
 def _key(name: str) -> int:
@@ -131,6 +198,11 @@ def _shown(value: object) -> str:
     if value is None:
         return ""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _fail(reason: str) -> int:
+    sys.stderr.write(f"{PROGRAM}: {reason}\n")
+    return FAILURE
 
 
 def _refuse(reason: str) -> int:

@@ -7,12 +7,13 @@ import httpx
 import pytest
 
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import RunningService, Sample, load_samples, running_service
+from clip4str_service.samples import Sample, load_samples
+from samples.demo import SAMPLES, RunningService, running_service
 
 
 @pytest.fixture(scope="session")
 def samples() -> list[Sample]:
-    return load_samples()
+    return load_samples(SAMPLES)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import Sample
+from clip4str_service.samples import Sample
 
 Maker = Callable[[bytes], bytes]
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from clip4str import BranchReading, Reading, Recognizer
-from samples.demo import load_samples
+from clip4str_service.samples import load_samples
+from samples.demo import SAMPLES
 
 COUNT = 64
 TOLERANCES = {"fp32": 1e-5, "bf16": 1e-3}
@@ -37,7 +38,7 @@ def recognizer(precision: str) -> Recognizer:
 @pytest.fixture(scope="module")
 def crops() -> list[Image.Image]:
     """Each sample whole, its ends, tilted and dim, then pairs side by side: words of different length."""
-    images = [Image.open(io.BytesIO(sample.content)).convert("RGB") for sample in load_samples()]
+    images = [Image.open(io.BytesIO(sample.content)).convert("RGB") for sample in load_samples(SAMPLES)]
     pairs = [side_by_side(left, right) for left, right in itertools.pairwise(images)]
     return ([change(image) for change in CHANGES for image in images] + pairs)[:COUNT]
 

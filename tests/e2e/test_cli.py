@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from samples.demo import SAMPLES, Sample
+from clip4str_service.samples import Sample
+from samples.demo import SAMPLES
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

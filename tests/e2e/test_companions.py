@@ -3,7 +3,8 @@
 import os
 import signal
 
-from samples.demo import Sample, running_service
+from clip4str_service.samples import Sample
+from samples.demo import running_service
 from tests.e2e.observed import PATIENT, WORKER, children, metrics, ready, until
 from tests.e2e.traffic import by_rest
 

@@ -12,7 +12,8 @@ import httpx
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import RunningService, Sample
+from clip4str_service.samples import Sample
+from samples.demo import RunningService
 from tests.e2e.observed import FRONT_END, PATIENT, WORKER, children, metrics, resident, until
 from tests.e2e.traffic import JPEG, OWN_CONNECTION, as_json, crops, reason, unlike
 

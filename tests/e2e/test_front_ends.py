@@ -13,7 +13,8 @@ import grpc
 import httpx
 import pytest
 
-from samples.demo import RunningService, Sample, running_service
+from clip4str_service.samples import Sample
+from samples.demo import RunningService, running_service
 from tests.e2e.observed import FRONT_END, PATIENT, WORKER, alive, children, metrics, ready, until
 from tests.e2e.traffic import WAYS, Answer, Ask, crops
 

@@ -24,7 +24,8 @@ from grpc_status import rpc_status
 from clip4str_service.auth import new_key
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import RunningService, Sample, running_service
+from clip4str_service.samples import Sample
+from samples.demo import RunningService, running_service
 from tests.e2e.observed import PATIENT, WORKER, children, metrics, until
 from tests.e2e.traffic import OWN_CONNECTION, as_json, reason, unlike
 from tests.service import planted

@@ -13,7 +13,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from clip4str.checkpoint import WEIGHTS
-from samples.demo import RunningService, Sample, free_ports, running_service
+from clip4str_service.samples import Sample
+from samples.demo import RunningService, free_ports, running_service
 from tests.e2e.observed import PATIENT, metrics
 from tests.e2e.traffic import WAYS
 

@@ -12,7 +12,8 @@ import trustme
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import RunningService, Sample, running_service
+from clip4str_service.samples import Sample
+from samples.demo import RunningService, running_service
 from tests.e2e.observed import PATIENT, until
 from tests.e2e.traffic import OWN_CONNECTION
 from tests.service.certificates import Mint, expired

@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from samples.demo import SAMPLES, Sample
+from clip4str_service.samples import Sample
+from samples.demo import SAMPLES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
 

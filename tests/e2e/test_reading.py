@@ -8,7 +8,7 @@ import pytest
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import Sample, alike, as_rest
+from clip4str_service.samples import Sample, alike, as_rest
 
 JPEG = {"Content-Type": "image/jpeg"}
 

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import Sample
+from clip4str_service.samples import Sample
 
 TOO_MANY = 129
 CROP = {"content": base64.b64encode(b"never decoded").decode()}

@@ -9,7 +9,8 @@ import pytest
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import RunningService, Sample, running_service
+from clip4str_service.samples import Sample
+from samples.demo import RunningService, running_service
 from tests.service.otlp import Collector, Received, collector
 
 JPEG = {"Content-Type": "image/jpeg"}

@@ -15,7 +15,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from samples.demo import RunningService, Sample, running_service
+from clip4str_service.samples import Sample
+from samples.demo import RunningService, running_service
 from tests.e2e.observed import PATIENT, WORKER, children, metrics, ready, total, until
 from tests.e2e.sabotage.sitecustomize import COLOUR
 from tests.e2e.traffic import Ask, by_grpc, by_rest, by_stream, crops, in_flight, steady

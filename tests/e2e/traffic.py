@@ -18,7 +18,8 @@ from grpc_status import rpc_status
 
 from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
-from samples.demo import RunningService, Sample
+from clip4str_service.samples import Sample
+from samples.demo import RunningService
 from tests.e2e.observed import PATIENT, metrics, until
 
 JPEG = {"Content-Type": "image/jpeg"}

@@ -93,26 +93,43 @@ def test_made_key_is_good_and_is_shown_once(tmp_path: Path, capsys: pytest.Captu
     assert main(["check", "--api-keys-file", str(path)]) == 0
 
 
-@pytest.mark.parametrize(
-    "arguments", [["key"], ["key", "not a name"], ["check", "invoices"], ["serve", "invoices"]]
-)
-def test_key_takes_a_name_and_nothing_else_does(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
+def test_name_that_no_key_can_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "not a name"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("clip4str-service: ")
 
 
-@pytest.mark.parametrize("arguments", [["--htp-port", "1"], ["--http-port"], ["sing"], ["--http", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--htp-port", "1"],
+        ["--http-port"],
+        ["--http", "1"],
+        ["serve", "--http", "1"],
+        ["sing"],
+        ["key"],
+        ["key", "invoices", "--http-port", "1"],
+        ["check", "invoices"],
+        ["serve", "invoices"],
+        ["samples", "--key", "secret"],
+    ],
+)
 def test_bad_flag(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     err = capsys.readouterr().err
-    assert err.startswith("clip4str-service: ")
+    assert err.startswith("clip4str-service")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["check", "--max-crops", "7"], ["--max-crops", "7", "check"]])
+def test_flags_before_a_command_and_behind_it(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    assert "CLIP4STR_MAX_CROPS=7\n" in capsys.readouterr().out
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
