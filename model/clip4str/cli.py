@@ -59,9 +59,9 @@ def _bad_input_errors(command: str) -> tuple[type[Exception], ...]:
     from clip4str import CharsetError, CheckpointError
     from clip4str.bulk.errors import BulkError
     from clip4str.datasets import DatasetError
-    from clip4str.fetch import FetchError
     from clip4str.hardware import HardwareError
     from clip4str.synth.fonts import FontError
+    from clip4str.transfer import FetchError
 
     errors: tuple[type[Exception], ...] = (BulkError, CharsetError, CheckpointError, DatasetError)
     errors = (*errors, FetchError, FontError, HardwareError, OSError)
@@ -116,11 +116,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path, metavar="CONFIG")
     train.set_defaults(run=_train)
 
-    fetch = commands.add_parser("fetch", help="download a published checkpoint")
+    fetch = commands.add_parser("fetch", help="download a checkpoint")
     wanted = fetch.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("name", nargs="?", metavar="NAME", help="a checkpoint's name, or a variant's")
+    wanted.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME|URL",
+        help="a published checkpoint's name, a variant's, or an address",
+    )
     wanted.add_argument("--list", action="store_true", help="print the checkpoints there are")
     fetch.add_argument("--dir", type=Path, metavar="DIR", help="put it here instead of in the cache")
+    fetch.add_argument("--sha256", metavar="HEX", help="of an address: what the file must hash to")
+    fetch.add_argument(
+        "--output", type=Path, metavar="FILE", help="of an address: the file to make, or replace"
+    )
     fetch.set_defaults(run=_fetch)
 
     convert = commands.add_parser("convert", help="turn a published checkpoint into safetensors")
@@ -274,15 +283,27 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _fetch(arguments: argparse.Namespace) -> None:
     from clip4str import registry
-    from clip4str.fetch import FetchError, fetch
+    from clip4str.fetch import fetch, fetch_file
+    from clip4str.transfer import FetchError
 
     if arguments.list:
         print(registry.tables())
         return
-    entry = registry.find(arguments.name)
-    if entry is None:
-        raise FetchError(f"no published checkpoint is named {arguments.name!r}; there are {registry.known()}")
+    name, entry = arguments.name, registry.find(arguments.name)
+    by_address = "://" in name
+    if by_address and (arguments.dir or not (arguments.sha256 and arguments.output)):
+        raise FetchError("an address needs --sha256 and --output, and takes no --dir")
+    if not by_address and (arguments.sha256 or arguments.output):
+        raise FetchError("--sha256 and --output go with an address; a published checkpoint has its own")
     try:
+        if by_address:
+            came = fetch_file(name, arguments.sha256, arguments.output)
+            print(
+                f"{arguments.output}\nsha256 {arguments.sha256.lower()} ({'fetched' if came else 'was there'})"
+            )
+            return
+        if entry is None:
+            raise FetchError(f"no published checkpoint is named {name!r}; there are {registry.known()}")
         fetched = fetch(entry, arguments.dir)
     except KeyboardInterrupt:
         raise FetchError("stopped; the same command continues where it broke off") from None

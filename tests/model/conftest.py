@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clip4str import fetch
+from clip4str import transfer
 from tests.model.downloads import CONTENT
 from tests.model.file_server import Site, serving
 
@@ -12,7 +12,7 @@ from tests.model.file_server import Site, serving
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A server for downloads of CONTENT, in small chunks and without waiting."""
-    monkeypatch.setattr(fetch, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(fetch, "_CHUNK", 10_000)
+    monkeypatch.setattr(transfer, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(transfer, "_CHUNK", 10_000)
     with serving(CONTENT) as site:
         yield site

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from clip4str import fetch as module
+from clip4str import transfer
 from clip4str.cli import main
-from clip4str.fetch import Fetched, FetchError, fetch
+from clip4str.fetch import Fetched, fetch
 from clip4str.registry import PUBLISHED, WebFile, record_path
+from clip4str.transfer import FetchError
 from tests.model.downloads import CONTENT, SHA256, archive, assert_whole, published
 from tests.model.file_server import Site
 
@@ -137,7 +139,7 @@ def test_a_refusal_is_final(status: int, site: Site, tmp_path: Path) -> None:
 
 
 def test_a_silent_server_is_given_up(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(transfer, "_TIMEOUT_S", 0.2)
     site.length = len(CONTENT) + 1  # the last byte never comes
     with pytest.raises(FetchError, match="timed out"):
         fetch_web(site, tmp_path)

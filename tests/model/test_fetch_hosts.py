@@ -11,8 +11,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from clip4str.fetch import Fetched, FetchError, fetch
+from clip4str.fetch import Fetched, fetch
 from clip4str.registry import HubFile, ZenodoFile
+from clip4str.transfer import FetchError
 from tests.model.downloads import CONTENT, SHA256, assert_whole, published
 from tests.model.file_server import COMMIT, Site
 
