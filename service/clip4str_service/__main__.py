@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(add_help=False)
+    flags = _Parser(add_help=False)
     for name, field in Settings.model_fields.items():
         default = (
             "" if field.default_factory or field.default is None else f" (default {_shown(field.default)})"

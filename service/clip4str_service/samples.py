@@ -165,7 +165,7 @@ def _rest_result(client: httpx2.Client, sample: Sample) -> dict[str, Any]:
             return result
         reason = f"{body['code']}: {body['detail']}"
     except httpx2.HTTPError as error:
-        raise UnreadError(f"{url}: {error or type(error).__name__}") from None
+        raise UnreadError(f"{url}: {str(error) or type(error).__name__}") from None
     except (ValueError, LookupError, TypeError):
         reason = "the answer is not the service's"
     raise UnreadError(f"{url}: {sample.name}: {response.status_code} {reason}")
@@ -184,11 +184,11 @@ def _by_grpc(access: Access) -> Iterator[RecognitionServiceStub]:
 
 def _grpc_result(access: Access, stub: RecognitionServiceStub, sample: Sample) -> pb.Result:
     request = pb.RecognizeRequest(crops=[pb.Crop(content=sample.content)])
-    metadata = [] if access.key is None else [("authorization", f"Bearer {access.key}")]
+    metadata = () if access.key is None else (("authorization", f"Bearer {access.key}"),)
     try:
         result = stub.Recognize(request, timeout=_SECONDS, metadata=metadata).results[0]
     except grpc.RpcError as error:
-        reason = f"{error.code().name}: {error.details()}"  # type: ignore[attr-defined]  # it is a Call as well
+        reason = f"{error.code().name}: {error.details()}"
     else:
         if result.HasField("recognition"):
             return result
