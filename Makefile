@@ -1,4 +1,4 @@
-# make demo | serve | test | lint | bench | bench-rivals | bench-serve | bulk-proof | soak | fuzz | clean.
+# What a target is for stands behind its name.
 # VENV=path uses another environment.
 
 VENV   ?= .venv
@@ -9,10 +9,13 @@ MODELS ?= default base16
 BATCHES ?= 1 2 16 32
 MINUTES ?= 30
 EXAMPLES ?= 5000
-CROPS ?= 20000
+CROPS  ?= 20000
+TARGET ?= cpu
+IMAGE  ?= clip4str:$(TARGET)
+ENGINE ?= docker
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo serve test bench bench-rivals bench-serve bulk-proof soak fuzz lint clean
+.PHONY: demo serve test image image-test lock bench bench-rivals bench-serve bulk-proof soak rolling fuzz lint clean
 
 demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
 	$(BIN)/python samples/demo.py
@@ -22,6 +25,15 @@ serve: $(STAMP)  ## serve until interrupted; settings by CLIP4STR_* variables
 
 test: lint  ## everything CI runs
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+image:  ## build an image; TARGET=cpu or cuda, BUILD=more flags of docker/build.py, such as --stand-in
+	$(PYTHON) docker/build.py --target $(TARGET) --tag $(IMAGE) $(BUILD)
+
+image-test: $(STAMP)  ## run that image locked down: does it read, is it healthy, does it drain; ENGINE=what runs it
+	$(BIN)/pytest tests/image --image $(IMAGE) --engine '$(ENGINE)'
+
+lock: $(STAMP)  ## write the images' locks from pyproject.toml
+	$(BIN)/python docker/lock.py
 
 bench: $(STAMP)  ## measure this machine; RESULT=name of its file, MODELS=what to measure
 	$(BIN)/clip4str bench --models $(MODELS) --batch-sizes $(BATCHES) --baseline bench/published.py \
@@ -40,6 +52,9 @@ bulk-proof: $(STAMP)  ## 20,000 crops by clip4str batch twice: a worker killed, 
 soak: $(STAMP)  ## 30 minutes at 80 % of capacity; MINUTES=n
 	$(BIN)/python bench/soak.py --minutes $(MINUTES)
 
+rolling: $(STAMP)  ## kill, stop and start two replicas behind nginx and Envoy, under load
+	$(BIN)/python bench/rolling.py
+
 fuzz: $(STAMP)  ## 30,000 malformed requests to REST and gRPC; EXAMPLES=n of each of six kinds
 	$(BIN)/pytest tests/service/test_rest_fuzz.py tests/service/test_rpc_fuzz.py --fuzz-examples $(EXAMPLES)
 
@@ -49,6 +64,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
+	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python bench/performance.py --check
 	$(BIN)/python bench/serve.py --check

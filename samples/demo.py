@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import httpx
 from clip4str_service.samples import Access, UnreadError, check, load_samples
 
 SAMPLES = Path(__file__).resolve().parent
+OURS = (sys.executable, "-m", "clip4str_service")
 START_SECONDS = 240  # the model is loaded and warmed up; a busy machine takes its time
 STOP_SECONDS = 30
 
@@ -40,11 +41,14 @@ class RunningService:
 
 
 @contextmanager
-def running_service(output: Path | None = None, **settings: str) -> Iterator[RunningService]:
+def running_service(
+    output: Path | None = None, command: Sequence[str] = OURS, **settings: str
+) -> Iterator[RunningService]:
     """Start the service on free ports, wait until it is ready, and stop it at the end.
 
     Args:
         output: a file that its standard output is added to.
+        command: what starts it, with the settings in its environment; ends with it, and passes signals on to it.
         settings: environment variables on top of this process's own.
 
     Raises:
@@ -62,8 +66,7 @@ def running_service(output: Path | None = None, **settings: str) -> Iterator[Run
     with ExitStack() as files:
         log = files.enter_context(tempfile.TemporaryFile())
         lines = log if output is None else files.enter_context(output.open("ab"))
-        command = [sys.executable, "-m", "clip4str_service"]
-        process = subprocess.Popen(command, env=environment, stdout=lines, stderr=log)  # noqa: S603 (our own program)
+        process = subprocess.Popen(command, env=environment, stdout=lines, stderr=log)  # noqa: S603 (our own program, or a container of it)
         service = RunningService(
             process,
             f"http://127.0.0.1:{http_port}",
