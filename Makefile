@@ -14,8 +14,9 @@ TARGET ?= cpu
 IMAGE  ?= clip4str:$(TARGET)
 ENGINE ?= docker
 STAMP  := $(VENV)/.installed
+HELM_STAMP := $(VENV)/.helm-installed
 
-.PHONY: demo serve test image image-test lock bench bench-rivals bench-serve bulk-proof soak rolling fuzz lint clean
+.PHONY: demo serve test helm-test image image-test lock bench bench-rivals bench-serve bulk-proof soak rolling fuzz lint clean
 
 demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
 	$(BIN)/python samples/demo.py
@@ -24,7 +25,12 @@ serve: $(STAMP)  ## serve until interrupted; settings by CLIP4STR_* variables
 	$(BIN)/clip4str-service
 
 test: lint  ## everything CI runs
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --ignore tests/helm --numprocesses 2 --dist loadfile
+
+helm-test: $(HELM_STAMP)  ## the chart: rendered, validated, and its queries asked of a real Prometheus
+	$(BIN)/python helm/tools.py
+	$(BIN)/python helm/generate.py --check
+	$(BIN)/pytest tests/helm
 
 image:  ## build an image; TARGET=cpu or cuda, BUILD=more flags of docker/build.py, such as --stand-in
 	$(PYTHON) docker/build.py --target $(TARGET) --tag $(IMAGE) $(BUILD)
@@ -75,6 +81,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[bulk,train,onnx,dev]'
 	touch $@
 
+$(HELM_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[helm]'
+	touch $@
+
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find model service tests samples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find model service tests samples helm -name __pycache__ -type d -prune -exec rm -rf {} +
