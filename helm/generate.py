@@ -105,9 +105,7 @@ def main() -> int:
         sys.stderr.write(f"generate: {error}\n")
         return 2
     stale = [
-        path
-        for path, text in wanted.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
+        path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
     if check:
         for path in stale:

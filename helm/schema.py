@@ -1,7 +1,7 @@
 """The JSON schema of the chart's values: strict, no unknown key anywhere.
 
-Types come from the defaults, limits from `@schema`, the service's settings from the service itself, and what is handed
-on to Kubernetes from Kubernetes' own API in the oldest version that the chart supports.
+Types come from the defaults, limits from `@schema`, settings from the service itself, and what is handed on to
+Kubernetes from its own API, in the oldest version that the chart supports.
 """
 
 from __future__ import annotations

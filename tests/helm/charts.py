@@ -39,9 +39,7 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([HELM, *arguments], capture_output=True, text=True, check=False, timeout=60)
 
 
-def template(
-    values: Path | None, *settings: str, version: str = NEWEST
-) -> subprocess.CompletedProcess[str]:
+def template(values: Path | None, *settings: str, version: str = NEWEST) -> subprocess.CompletedProcess[str]:
     """`helm template`, with `key=value` settings on top of a file."""
     files = [] if values is None else ["--values", str(values)]
     sets = [part for setting in settings for part in ("--set-json", setting)]

@@ -45,7 +45,8 @@ _PATH = _object(
     value={"type": "string", "pattern": "^/", "maxLength": 1024},
 )
 _METHOD = _object(
-    ("service",), service={"type": "string", "pattern": r"^[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*$"}
+    ("service",),
+    service={"type": "string", "pattern": r"^[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*$"},
 )
 
 

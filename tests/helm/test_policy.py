@@ -107,7 +107,9 @@ def test_probes_ask_the_metrics_port(values: Path | None) -> None:
     for probe, path in (("startup", "/startupz"), ("readiness", "/readyz"), ("liveness", "/livez")):
         assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "metrics"}
     start = container["startupProbe"]
-    assert start["periodSeconds"] * start["failureThreshold"] >= 180  # a loading process may be silent so long
+    assert (
+        start["periodSeconds"] * start["failureThreshold"] >= 180
+    )  # a loading process may be silent so long
 
 
 @every
@@ -156,10 +158,11 @@ def test_services_select_the_pods_and_their_ports(values: Path | None) -> None:
     template = only(documents, "Deployment")["spec"]["template"]
     ports = {port["name"] for port in server(documents)["ports"]}
     for service in of_kind(documents, "Service"):
-        assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+        selector = service["spec"]["selector"].items()
+        assert selector <= template["metadata"]["labels"].items()
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    for test in of_kind(documents, "Pod"):
-        assert not service["spec"]["selector"].items() <= test["metadata"]["labels"].items()
+        for test in of_kind(documents, "Pod"):
+            assert not selector <= test["metadata"]["labels"].items()
 
 
 @every

@@ -1,4 +1,4 @@
-"""The chart lints, renders for every values file on the oldest and the newest Kubernetes, and renders valid objects."""
+"""The chart lints, and renders valid objects for every values file on the oldest and the newest Kubernetes."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -89,8 +89,8 @@ def check(document: Document, version: str) -> None:
     kind = document["kind"]
     if kind in MODELS:
         # A model drops what it does not know; what it gives back shows it.
-        given_back = MODELS[kind].model_validate(document).model_dump(
-            mode="json", by_alias=True, exclude_unset=True
+        given_back = (
+            MODELS[kind].model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True)
         )
         assert given_back == document
     elif kind in ROUTES:

@@ -68,7 +68,10 @@ def test_schema_refuses(setting: str, named: str) -> None:
             ['model.source="fetch"', 'model.fetch.url="https://a/b"', f"model.fetch.sha256={DIGEST}"],
             "networkPolicy.egress: model.source",
         ),
-        (['settings.otlp_endpoint="http://a:4318/v1/traces"'], "networkPolicy.egress: settings.otlp_endpoint"),
+        (
+            ['settings.otlp_endpoint="http://a:4318/v1/traces"'],
+            "networkPolicy.egress: settings.otlp_endpoint",
+        ),
         (["tls.certManager.enabled=true"], "tls.certManager.issuerRef.name: "),
         (['tls.existingSecret="a"', "tls.certManager.enabled=true"], "tls: "),
         (['tls.clientCA.existingSecret="a"'], "tls.clientCA: "),
