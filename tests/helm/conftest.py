@@ -2,10 +2,10 @@
 
 import pytest
 
-from helm.tools import CHECKOV, HELM, PROMETHEUS, PROMTOOL
+from helm.tools import CHECKOV, GATEWAY_API, HELM, PROMETHEUS, PROMTOOL
 
 
 def pytest_sessionstart() -> None:
-    missing = [path.name for path in (HELM, PROMETHEUS, PROMTOOL, CHECKOV) if not path.exists()]
+    missing = [path.name for path in (HELM, PROMETHEUS, PROMTOOL, CHECKOV, GATEWAY_API) if not path.exists()]
     if missing:
-        pytest.exit(f"no {', '.join(missing)} in .tools: run make helm-test, or python helm/tools.py", 2)
+        pytest.exit(f"no {', '.join(missing)} here: run make helm-test, or python helm/tools.py", 2)

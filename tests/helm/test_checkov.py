@@ -18,7 +18,10 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("CKV_K8S_15", "Pod"): "likewise",
     ("CKV_K8S_43", "Deployment"): "the digest is known to whoever pushes the image: image.digest",
     ("CKV_K8S_43", "Pod"): "likewise",
-    ("CKV_K8S_35", "Deployment"): "settings are variables, so secret ones are too; keys and certificates are files",
+    (
+        "CKV_K8S_35",
+        "Deployment",
+    ): "settings are variables, so secret ones are too; keys and certificates are files",
     ("CKV_K8S_8", "Pod"): "helm's test runs once and ends: there is nothing to keep alive",
     ("CKV_K8S_9", "Pod"): "nor anybody who waits for it to be ready",
     ("CKV2_K8S_6", "Pod"): "helm's test listens nowhere, and lives for seconds",

@@ -215,3 +215,12 @@ def test_pods_are_replaced_when_settings_change() -> None:
 
     assert checksum("settings.max_batch=32") != checksum("settings.max_batch=33")
     assert checksum("settings.max_batch=32") == checksum("settings.max_batch=32", "replicas=7")
+
+
+def test_lost_metrics_are_no_calm_unless_there_may_be_no_pods() -> None:
+    def ignored(*settings: str) -> set[str]:
+        scaled = only(rendered(CHART / "values" / "gpu-pool.yaml", *settings), "ScaledObject")["spec"]
+        return {trigger["metadata"]["ignoreNullValues"] for trigger in scaled["triggers"]}
+
+    assert ignored() == {"false"}
+    assert ignored("autoscaling.minReplicas=0", 'autoscaling.keda.wakeUp.query="up"') == {"true"}

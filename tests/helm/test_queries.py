@@ -22,12 +22,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from samples.demo import SAMPLES, RunningService, running_service
+from samples.demo import RunningService, running_service
 from tests.e2e.observed import WORKER, children, metrics, ready, total, until
 from tests.e2e.sabotage.sitecustomize import COLOUR
 from tests.e2e.traffic import as_json, by_grpc, by_rest, unlike
 from tests.helm import expressions
-from tests.helm.charts import EVERYTHING, only, rendered
+from tests.helm.charts import EVERYTHING, ROOT, only, rendered
 from tests.helm.expressions import Expression
 from tests.helm.prometheus_server import Prometheus, scraping
 
@@ -42,7 +42,7 @@ STEADY = 6.0
 
 @pytest.fixture(scope="module")
 def crops() -> list[bytes]:
-    return [path.read_bytes() for path in sorted(SAMPLES.glob("*.jpg"))]
+    return [path.read_bytes() for path in sorted((ROOT / "samples").glob("*.jpg"))]
 
 
 @pytest.fixture(scope="module")

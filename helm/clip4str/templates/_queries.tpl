@@ -17,3 +17,9 @@ severity: {{ last . }}
 namespace: {{ $root.Release.Namespace }}
 release: {{ $root.Release.Name }}
 {{- end -}}
+
+{{- define "clip4str.asked" -}}
+{{- /* Pods without metrics are no calm but a fault, and KEDA falls back; unless having no pods is one of the sizes. */ -}}
+serverAddress: {{ .Values.autoscaling.keda.serverAddress }}
+ignoreNullValues: {{ eq (int .Values.autoscaling.minReplicas) 0 | quote }}
+{{- end -}}
