@@ -24,7 +24,7 @@ demo: $(STAMP)  ## read the sample crops through a running service, over REST an
 serve: $(STAMP)  ## serve until interrupted; settings by CLIP4STR_* variables
 	$(BIN)/clip4str-service
 
-test: lint  ## everything CI runs
+test: lint  ## all checks and tests but the chart's
 	$(BIN)/pytest --ignore tests/helm --numprocesses 2 --dist loadfile
 
 helm-test: $(HELM_STAMP)  ## the chart: rendered, validated, and its queries asked of a real Prometheus
