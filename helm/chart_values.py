@@ -42,12 +42,11 @@ class Value:
         """As users write it."""
         return ".".join(self.path)
 
-    def leaves(self) -> Iterator[Value]:
-        """The keys below that have no keys of their own; of a leaf, itself."""
-        if not self.children:
-            yield self
+    def below(self) -> Iterator[Value]:
+        """Its keys and theirs, in the file's order."""
         for child in self.children:
-            yield from child.leaves()
+            yield child
+            yield from child.below()
 
 
 def read_values(text: str) -> tuple[Value, ...]:
@@ -66,6 +65,8 @@ def _children(
         below = (*path, str(key.value))
         text, limits = _comment(below, lines, key.start_mark.line)
         default = defaults[key.value]
+        if not text:
+            raise ValuesError(f"{'.'.join(below)}: say above it what it is for")
         if isinstance(default, dict) and not limits:
             children = _children(below, value, default, lines)
             if not children:

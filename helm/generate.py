@@ -47,13 +47,13 @@ def _between(document: str, tables: str) -> str:
 def _tables(values: Sequence[Value]) -> str:
     alone = [value for value in values if not value.children]
     parts = [_table("", alone)]
-    parts.extend(_table(value.name, list(value.leaves()), value.text) for value in values if value.children)
+    parts.extend(_table(value.name, value.below(), value.text) for value in values if value.children)
     parts.append(_settings_table())
     return "\n".join(parts)
 
 
 def _table(title: str, values: Iterable[Value], text: str = "") -> str:
-    rows = [f"| `{value.name}` | {_shown(value.default)} | {_meaning(value)} |" for value in values]
+    rows = [f"| `{value.name}` | {_shown(value)} | {_meaning(value)} |" for value in values]
     head = [f"### {title}", "", *([text, ""] if text else [])] if title else []
     return "\n".join([*head, "| value | default | |", "|---|---|---|", *rows, ""])
 
@@ -84,8 +84,9 @@ def _choices(limits: Mapping[str, Any]) -> str:
     return f"One of {', '.join(f'`{each}`' for each in limits['enum'])}." if "enum" in limits else ""
 
 
-def _shown(default: object) -> str:
-    if default == "":
+def _shown(value: Value) -> str:
+    default = value.default
+    if value.children or default == "":
         return ""
     return f"`{_cell(default if isinstance(default, str) else json.dumps(default))}`"
 

@@ -20,6 +20,7 @@ OWNED = frozenset({"model", "api_keys_file", "tls_cert_file", "tls_key_file", "t
 """Settings that have topics of their own in values.yaml."""
 
 _PORTS = frozenset({"http_port", "grpc_port", "metrics_port"})
+_FREE_PORT = "; 0 takes a free one"
 _FROM_KUBERNETES = "io.k8s."
 _API = "io.k8s.api."
 _TYPES: Mapping[type, str] = {
@@ -69,7 +70,7 @@ def settings_schema() -> dict[str, dict[str, Any]]:
 
 
 def _setting(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    described = {"description": found["description"]}
+    described = {"description": found["description"].removesuffix(_FREE_PORT)}
     if name == "devices":  # in the environment a text, whatever it is made into
         return {**described, "type": "string", "pattern": r"^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$"}
     if name in _PORTS:  # known before the pod starts, and not one that only root may take

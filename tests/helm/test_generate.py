@@ -15,12 +15,17 @@ TEXT = """\
 # of things.
 # @schema {minimum: 1}
 count: 2
+# What is run.
 image:
+  # A kind.
   # @schema {enum: [a, b]}
   kind: a
+  # A digest.
   digest: ""
+# Some labels.
 # @schema {additionalProperties: {type: string}}
 labels: {}
+# Some secrets.
 # @schema {items: {kubernetes: core.v1.LocalObjectReference}}
 secrets: []
 """
@@ -29,7 +34,7 @@ secrets: []
 def test_comments_belong_to_the_key_below() -> None:
     count, image, labels, secrets = read_values(TEXT)
     assert (count.text, count.default, count.limits) == ("A number of things.", 2, {"minimum": 1})
-    assert [each.name for each in image.leaves()] == ["image.kind", "image.digest"]
+    assert [each.name for each in image.below()] == ["image.kind", "image.digest"]
     assert image.children[0].limits == {"enum": ["a", "b"]}
     assert (labels.children, secrets.default) == ((), [])
 
@@ -41,7 +46,11 @@ def test_schema_knows_every_key_and_no_other() -> None:
     properties = schema["properties"]
     assert properties["count"] == {"description": "A number of things.", "type": "integer", "minimum": 1}
     assert properties["image"]["additionalProperties"] is False
-    assert properties["image"]["properties"]["kind"] == {"type": "string", "enum": ["a", "b"]}
+    assert properties["image"]["properties"]["kind"] == {
+        "description": "A kind.",
+        "type": "string",
+        "enum": ["a", "b"],
+    }
     assert properties["secrets"]["items"] == {"$ref": "#/$defs/io.k8s.api.core.v1.LocalObjectReference"}
     assert list(schema["$defs"]) == ["io.k8s.api.core.v1.LocalObjectReference"]
 
@@ -50,10 +59,11 @@ def test_schema_knows_every_key_and_no_other() -> None:
     ("text", "message"),
     [
         ("- 1", "expected a mapping"),
-        ("a: {}", "a: an empty mapping needs @schema"),
-        ("a:\n  b: []", "a.b: an empty list needs @schema"),
+        ("a: 1", "a: say above it what it is for"),
+        ("# A\na: {}", "a: an empty mapping needs @schema"),
+        ("# A\na:\n  # B\n  b: []", "a.b: an empty list needs @schema"),
         ("# @schema [1]\na: 1", "a: @schema must hold a mapping"),
-        ("# @schema {kubernetes: core.v1.Nothing}\na: {}", "io.k8s.api.core.v1.Nothing: Kubernetes"),
+        ("# A\n# @schema {kubernetes: core.v1.Nothing}\na: {}", "io.k8s.api.core.v1.Nothing: Kubernetes"),
     ],
 )
 def test_unclear_values_are_refused(text: str, message: str) -> None:
