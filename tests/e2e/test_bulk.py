@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.bulk import Batch, shards_of, workers
-from samples.demo import Sample
+from clip4str_service.samples import Sample
 
 CROPS, SHARDS = 480, 40
 BAD = range(0, CROPS, 97)
