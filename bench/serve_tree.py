@@ -28,14 +28,14 @@ def orphans_adopted() -> Iterator[None]:
         control(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-def descendants() -> set[int]:
-    """Ids of all processes below this one."""
+def descendants(process: int | None = None) -> set[int]:
+    """Ids of all processes below a process, if not of this one."""
     children: dict[int, list[int]] = defaultdict(list)
     for folder in _PROC.iterdir():
         if folder.name.isdecimal() and (fields := _stat(int(folder.name))):
             children[int(fields[1])].append(int(folder.name))
     found: set[int] = set()
-    waiting = [os.getpid()]
+    waiting = [process or os.getpid()]
     while waiting:
         below = children[waiting.pop()]
         found.update(below)
