@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from docker.build import main, pip_settings
+from tests.docker.scripts import script
+
+_build = script("build")
+main, pip_settings = _build.main, _build.pip_settings
 
 
 @pytest.fixture
@@ -15,9 +18,9 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the only commands there are: a docker that does not answer, and a podman that does."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, script in {"docker": "exit 1", "podman": f'echo "$@" >> {tmp_path}/asked'}.items():
+    for name, body in {"docker": "exit 1", "podman": f'echo "$@" >> {tmp_path}/asked'}.items():
         path = commands / name
-        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(commands))
     return commands

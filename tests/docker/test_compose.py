@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from clip4str_service.settings import Settings
+from tests.docker.scripts import DOCKER
 
-DOCKER = Path(__file__).resolve().parents[2] / "docker"
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
 
 

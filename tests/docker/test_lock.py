@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from docker.lock import parts
+from tests.docker.scripts import DOCKER, script
 
-DOCKER = Path(__file__).resolve().parents[2] / "docker"
+parts = script("lock").parts
 LOCKS = ("requirements.txt", "requirements-cuda.txt", "requirements-tools.txt")
 HERE = {"python_version": "3.11", "python_full_version": "3.11.0", "sys_platform": "linux"}
 
