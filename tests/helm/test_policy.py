@@ -217,6 +217,15 @@ def test_pods_are_replaced_when_settings_change() -> None:
     assert checksum("settings.max_batch=32") == checksum("settings.max_batch=32", "replicas=7")
 
 
+def test_queues_of_pods_that_come_and_go_are_short() -> None:
+    def queue(*settings: str) -> str | None:
+        return settings_of(rendered(None, *settings)).get(f"{PREFIX}QUEUE_CROPS")
+
+    assert queue() is None
+    assert queue('autoscaling.mode="hpa"', "autoscaling.queueCrops=300") == "300"
+    assert queue('autoscaling.mode="hpa"', "settings.queue_crops=2000") == "2000"
+
+
 def test_lost_metrics_are_no_calm_unless_there_may_be_no_pods() -> None:
     def ignored(*settings: str) -> set[str]:
         scaled = only(rendered(CHART / "values" / "gpu-pool.yaml", *settings), "ScaledObject")["spec"]

@@ -11,6 +11,9 @@
 {{- end -}}
 {{- $_ := set $settings "devices" (join "," $devices) -}}
 {{- end -}}
+{{- if ne $values.autoscaling.mode "none" -}}
+{{- $_ := set $settings "queue_crops" $values.autoscaling.queueCrops -}}
+{{- end -}}
 {{- $settings = merge (deepCopy $values.settings) $settings -}}
 {{- $_ := set $settings "model" (include "clip4str.model" .) -}}
 {{- if $values.apiKeys.existingSecret -}}
