@@ -1,13 +1,14 @@
 """What the chart takes, and what it refuses, in one line that names the value."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from clip4str_service.settings import PREFIX, Settings
 from helm.schema import OWNED, settings_schema
-from tests.helm.charts import rendered, settings_of, template
+from tests.helm.charts import VALUES, named, rendered, settings_of, template
 
 DIGEST = json.dumps("0" * 64)
 
@@ -90,6 +91,12 @@ def test_values_that_need_others_are_refused_without_them(settings: list[str], m
 
 def test_every_setting_of_the_service_can_be_set() -> None:
     assert settings_schema().keys() | OWNED == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("values", VALUES, ids=named)
+def test_the_service_takes_what_it_is_told(values: Path | None) -> None:
+    told = settings_of(rendered(values))
+    Settings.model_validate({name.removeprefix(PREFIX).lower(): value for name, value in told.items()})
 
 
 def test_settings_reach_the_service_as_they_were_written() -> None:
