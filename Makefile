@@ -85,6 +85,6 @@ $(HELM_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[helm]'
 	touch $@
 
-clean:  ## remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean:  ## remove the environment, tools and every cache
+	rm -rf $(VENV) .tools helm/gateway_api/node_modules .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find model service tests samples helm -name __pycache__ -type d -prune -exec rm -rf {} +
