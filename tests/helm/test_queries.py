@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 
 from samples.demo import RunningService, running_service
-from tests.e2e.observed import WORKER, children, metrics, ready, total, until
+from tests.e2e.observed import PATIENT, WORKER, children, metrics, ready, total, until
 from tests.e2e.sabotage.sitecustomize import COLOUR
 from tests.e2e.traffic import as_json, by_grpc, by_rest, unlike
 from tests.helm import expressions
@@ -54,6 +54,7 @@ def prometheus(crops: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> 
         "CLIP4STR_QUEUE_CROPS": str(QUEUE),
         "CLIP4STR_MAX_CROPS": str(QUEUE),
         "CLIP4STR_CPU_PROCESSES": "1",
+        "CLIP4STR_DEFAULT_TIMEOUT_MS": str(round(1000 * PATIENT)),
     }
     with (
         running_service(home / "service.log", **settings) as service,
