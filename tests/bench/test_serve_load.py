@@ -9,7 +9,7 @@ import pytest
 
 from bench.serve_load import Arrivals, Sample, Window, closed_loop, open_loop, percentiles, recovery
 from bench.serve_ways import Outcome, Verdict, Way
-from tests.service.virtual_time import run
+from bench.virtual_time import run
 
 READ = Outcome(Verdict.READ, 1)
 

@@ -15,7 +15,7 @@ from clip4str_service.batcher import (
     Outcome,
     Place,
 )
-from tests.service.virtual_time import run
+from bench.virtual_time import run
 
 BOUNDS = Bounds(max_batch=4, max_delay=0.002, max_items=16, max_bytes=1000)
 FOREVER = 1e9

@@ -27,7 +27,7 @@ from clip4str_service.batcher import (
     RunnerDiedError,
     State,
 )
-from tests.service.virtual_time import VirtualTimeLoop
+from bench.virtual_time import VirtualTimeLoop
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from clip4str_service.wire import (
 )
 from tests.service.generation_stage import Witness, order
 from tests.service.pixel_worker import MODEL, POISON, UNREADABLE, PixelWorker
-from tests.service.virtual_time import run
+from bench.virtual_time import run
 
 SLOTS = 8
 IN_FLIGHT = 6  # crops that tenant "limited" may have
