@@ -16,7 +16,8 @@ ENGINE ?= docker
 STAMP  := $(VENV)/.installed
 HELM_STAMP := $(VENV)/.helm-installed
 
-.PHONY: demo serve test helm-test image image-test lock bench bench-rivals bench-serve bulk-proof soak rolling fuzz lint clean
+.PHONY: demo serve test helm-test image image-test lock bench bench-rivals bench-serve bulk-proof \
+	soak rolling autoscaling fuzz lint clean
 
 demo: $(STAMP)  ## read the sample crops through a running service, over REST and gRPC
 	$(BIN)/python samples/demo.py
@@ -61,6 +62,9 @@ soak: $(STAMP)  ## 30 minutes at 80 % of capacity; MINUTES=n
 rolling: $(STAMP)  ## kill, stop and start two replicas behind nginx and Envoy, under load
 	$(BIN)/python bench/rolling.py
 
+autoscaling: $(STAMP)  ## measure the service, simulate how it is scaled, write docs/operations.md; on a quiet machine
+	$(BIN)/python bench/autoscaling.py
+
 fuzz: $(STAMP)  ## 30,000 malformed requests to REST and gRPC; EXAMPLES=n of each of six kinds
 	$(BIN)/pytest tests/service/test_rest_fuzz.py tests/service/test_rpc_fuzz.py --fuzz-examples $(EXAMPLES)
 
@@ -74,6 +78,7 @@ lint: $(STAMP)
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python bench/performance.py --check
 	$(BIN)/python bench/serve.py --check
+	$(BIN)/python bench/autoscaling.py --check
 	$(BIN)/python bench/study.py --check
 
 $(STAMP): pyproject.toml

@@ -1,7 +1,7 @@
-"""The HorizontalPodAutoscaler of Kubernetes (autoscaling/v2) as kubernetes.io documents its algorithm, without a cluster.
+"""The HorizontalPodAutoscaler (autoscaling/v2) as kubernetes.io documents its algorithm, without a cluster.
 
-Metrics first propose how many pods there should be, each for itself: `by_pods`, `by_value`, `by_average`. `Autoscaler`
-takes the largest proposal, and then no more of it than stabilisation windows, scaling policies and bounds let it.
+Each metric first proposes how many pods there should be: `by_pods`, `by_value`, `by_average`. `Autoscaler` takes the
+largest proposal, and then no more of it than stabilisation windows, scaling policies and bounds let it.
 KEDA leaves all of this to the same controller: its triggers are external metrics, `by_average` or `by_value`.
 """
 
@@ -19,8 +19,8 @@ TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
 class Seen(NamedTuple):
     """A pod that is not being deleted, as a metric shows it.
 
-    `value`: None when it is missing. `unready`: the pod has not started to run; of CPU, too, if it is not ready or was
-    not yet when its value was taken.
+    `value`: None when it is missing. `unready`: the pod has not started to run; of CPU, too, if it is not ready or
+    was not yet when its value was taken.
     """
 
     value: float | None

@@ -58,6 +58,7 @@ class Measured(TypedDict):
     workers: int
     cores: int  # that the service may use
     capacity: float  # crops per second of the best closed loop
+    others: float  # part of the processors that other programs used meanwhile, in the worst stretch
     timeout_s: float  # of the open loops' requests
     wait_buckets_s: list[float]  # upper bounds of the histogram of queue waits
     ready_s: list[float]  # from the start of the process until it was ready, each start

@@ -100,6 +100,14 @@ def _signal(processes: set[int], number: int) -> None:
             os.kill(process, number)
 
 
+def machine_cpu_seconds() -> float:
+    """Spent so far by all programs of the machine, and by those who share its processors without being seen."""
+    user, nice, system, _idle, _waiting, irq, soft, steal = map(
+        int, (_PROC / "stat").read_text().split()[1:9]
+    )
+    return (user + nice + system + irq + soft + steal) / _TICKS
+
+
 def command_of(process: int) -> str:
     """The end of a process' command line, for people; empty when it has ended."""
     try:

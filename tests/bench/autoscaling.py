@@ -31,6 +31,7 @@ def measured(work: Speed | None = None) -> Measured:
         "workers": 2,
         "cores": 2,
         "capacity": 300.0,
+        "others": 0.0,
         "timeout_s": 1.0,
         "wait_buckets_s": BUCKETS,
         "ready_s": [10.0],
