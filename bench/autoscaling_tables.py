@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bench import autoscaling_cases as cases
 from bench.autoscaling_cluster import Policy
+from bench.autoscaling_hpa import Rules
+from bench.autoscaling_reasons import reasons
 from bench.autoscaling_report import Level, Measured, Open, Run, Simulated
 
 _PODS = (
@@ -23,7 +25,13 @@ _RUNS = (
 
 def section(measured: Measured, simulated: Simulated) -> str:
     """The part of docs/operations.md between the marks."""
-    parts = [_measured(measured), _pod(measured, simulated["pod"]), _levels(simulated["levels"])]
+    parts = [
+        _defaults(),
+        reasons(measured, simulated),
+        _measured(measured),
+        _pod(measured, simulated["pod"]),
+        _levels(simulated["levels"]),
+    ]
     for name, case in cases.CASES.items():
         runs = [run for run in simulated["grid"] if run["case"] == name]
         parts.append(
@@ -41,6 +49,25 @@ def section(measured: Measured, simulated: Simulated) -> str:
         + _runs(simulated["slow"], cases.SLOW)
     )
     return "\n".join(parts)
+
+
+def _defaults() -> str:
+    rows = [
+        ["`CLIP4STR_QUEUE_CROPS`", str(cases.QUEUE_CROPS)],
+        ["`load_ratio`, average of the pods", f"{cases.LOAD_RATIO:g}"],
+        ["p95 of `queue_wait_seconds` over 1 minute, of all pods together", f"{cases.QUEUE_WAIT:g} s"],
+        ["`behavior.scaleUp`", _rules(cases.BEHAVIOR.up)],
+        ["`behavior.scaleDown`", _rules(cases.BEHAVIOR.down)],
+    ]
+    return f"What to begin with:\n\n{_table('setting | value', rows)}"
+
+
+def _rules(rules: Rules) -> str:
+    steps = [
+        f"{policy.value} {'%' if policy.kind == 'Percent' else 'pods'} in {policy.seconds:g} s"
+        for policy in rules.policies
+    ]
+    return f"window {rules.window:g} s; at most {' or '.join(steps)}, the larger"
 
 
 def _measured(measured: Measured) -> str:

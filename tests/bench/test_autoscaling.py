@@ -13,14 +13,17 @@ from bench.autoscaling_tables import section
 from tests.bench.autoscaling import measured
 
 OPEN: Open = {"offered": 150.0, "in_time": 149.0, "p50_ms": 21.0, "p99_ms": None, "refused": 0.1, "late": 0.0}
-LEVEL: Level = {
-    "utilisation": 0.5,
-    "items": 32.0,
-    "wait_p95_ms": 12.0,
-    "cpu": 0.6,
-    "p99_ms": 90.0,
-    "refused": 0.0,
-}
+
+
+def a_level(utilisation: float) -> Level:
+    return {
+        "utilisation": utilisation,
+        "items": 32.0,
+        "wait_p95_ms": 12.0,
+        "cpu": 0.6,
+        "p99_ms": 90.0,
+        "refused": 0.0,
+    }
 
 
 def a_run(case: str, policy: str) -> Run:
@@ -57,7 +60,7 @@ def simulated(digest: str) -> Simulated:
         "grid": [a_run(case, policy) for case in cases.CASES for policy in cases.POLICIES],
         "spike": [a_run("spike", policy) for policy in cases.VARIANTS],
         "slow": [a_run("slow", policy) for policy in cases.SLOW],
-        "levels": [LEVEL],
+        "levels": [a_level(each) for each in cases.LEVELS],
         "pod": [OPEN],
     }
 
@@ -69,7 +72,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(autoscaling, "MEASURED", tmp_path / "measured.json")
     monkeypatch.setattr(autoscaling, "SIMULATED", tmp_path / "simulated.json")
     monkeypatch.setattr(autoscaling, "PICTURES", tmp_path / "pictures")
-    (tmp_path / "page.md").write_text(f"before\n{autoscaling.BEGIN}old\n{autoscaling.END}after\n")
+    (tmp_path / "page.md").write_text(f"before\n{autoscaling.BEGIN}what was there\n{autoscaling.END}after\n")
     return tmp_path
 
 
@@ -88,7 +91,7 @@ def test_a_page_is_fresh_when_it_says_what_the_results_say(folder: Path) -> None
     text = (folder / "page.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "what was there" not in text
     assert section(measured(), played) in text
 
 

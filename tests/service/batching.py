@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 
+from bench.virtual_time import run
 from clip4str_service.batcher import (
     Admission,
     Batch,
@@ -15,7 +16,6 @@ from clip4str_service.batcher import (
     Outcome,
     Place,
 )
-from bench.virtual_time import run
 
 BOUNDS = Bounds(max_batch=4, max_delay=0.002, max_items=16, max_bytes=1000)
 FOREVER = 1e9

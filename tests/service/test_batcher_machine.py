@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bench.virtual_time import VirtualTimeLoop
 from clip4str_service.batcher import (
     Admission,
     Batch,
@@ -27,7 +28,6 @@ from clip4str_service.batcher import (
     RunnerDiedError,
     State,
 )
-from bench.virtual_time import VirtualTimeLoop
 
 T = TypeVar("T")
 

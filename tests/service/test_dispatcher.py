@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from bench.virtual_time import run
 from clip4str_service.arena import Crops
 from clip4str_service.batcher import Bounds, DropReason
 from clip4str_service.dispatcher import Dispatcher, Peer
@@ -26,7 +27,6 @@ from clip4str_service.wire import (
 )
 from tests.service.generation_stage import Witness, order
 from tests.service.pixel_worker import MODEL, POISON, UNREADABLE, PixelWorker
-from bench.virtual_time import run
 
 SLOTS = 8
 IN_FLIGHT = 6  # crops that tenant "limited" may have
