@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, NamedTuple
@@ -95,6 +96,8 @@ class _Play:
         await self._send(deployment)
         for task in tasks:
             task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task  # one that failed says so
         await deployment.close()
         return self._ledger
 

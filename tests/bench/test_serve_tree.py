@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bench.serve_tree import Tree, command_of, memory, orphans_adopted
+from bench.serve_tree import Tree, command_of, machine_cpu_seconds, memory, orphans_adopted
 from tests.bench.processes import READY, running
 
 MIB = 1 << 20
@@ -17,6 +17,7 @@ PARENT = "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 
 
 
 def test_time_and_memory_of_a_server_and_its_children() -> None:
+    before = machine_cpu_seconds()
     with running("import time" + READY):
         tree = Tree()  # what runs already is none of it
         assert tree.processes() == set()
@@ -28,6 +29,7 @@ def test_time_and_memory_of_a_server_and_its_children() -> None:
             assert tree.rss() > 2 * 64 * MIB
             assert process.pid in tree.processes()
             assert 0.5 <= tree.cpu_seconds() < 3
+            assert machine_cpu_seconds() - before >= 0.5
             assert tree.peak_rss() >= tree.rss()
             assert memory(process.pid, "VmHWM") > 64 * MIB
             assert command_of(process.pid)
