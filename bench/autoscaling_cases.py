@@ -37,7 +37,9 @@ OURS = Policy(
 POLICIES: Mapping[str, Policy] = {
     "ours": OURS,
     "cpu": replace(OURS, title="CPU, 70 %", triggers=(Trigger("cpu", 0.7),)),
-    "queue": replace(OURS, title="queue length, 64 crops a pod", triggers=(Trigger("queued", 64.0),)),
+    "queue": replace(
+        OURS, title="queue length, 64 crops a pod", triggers=(Trigger("queued", 64.0, external=True),)
+    ),
 }
 """They differ in what they look at alone."""
 
@@ -52,6 +54,11 @@ VARIANTS: Mapping[str, Policy] = {
     "load": replace(OURS, title="load ratio alone", triggers=(_LOAD,)),
     "least": replace(OURS, title="the same, least load instead of round robin", balance="least load"),
     "default": replace(OURS, title="the same, default behavior", behavior=DEFAULT),
+    "keda": replace(
+        OURS,
+        title="the same, by KEDA",
+        triggers=tuple(each._replace(external=True) for each in OURS.triggers),
+    ),
     "four": replace(OURS, title="the same, at least 4 pods", least=4),
     "six": replace(OURS, title="the same, at least 6 pods", least=6),
 }

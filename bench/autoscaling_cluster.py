@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bench.autoscaling_deployment import Balance, Deployment
-from bench.autoscaling_hpa import DEFAULT, SYNC_SECONDS, Autoscaler, Behavior, by_average, by_pods, by_value
+from bench.autoscaling_hpa import DEFAULT, SYNC_SECONDS, Autoscaler, Behavior, by_average, by_pods
 from bench.autoscaling_ledger import LOOK_SECONDS, Ledger
 from bench.autoscaling_monitoring import Monitoring
 from bench.autoscaling_pod import Pod, Service, defaults
@@ -26,10 +26,14 @@ _AFTER = 0.1  # seconds after the traffic's end: the last look at the pods is th
 
 
 class Trigger(NamedTuple):
-    """A metric and its target: a ratio, seconds, crops a pod, or a part of the processors that a pod asks for."""
+    """A metric and its target for each pod: a ratio, seconds, crops, or a part of the processors that a pod asks for.
+
+    `external`: the autoscaler is told the sum over the pods, as by KEDA, not what each pod has.
+    """
 
     metric: Literal["load_ratio", "queue_wait", "queued", "cpu"]
     target: float
+    external: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +147,12 @@ class _Play:
 
 def proposal(trigger: Trigger, deployment: Deployment, monitoring: Monitoring) -> int | None:
     """How many pods there should be by one metric."""
-    current, ready = len(deployment.replicas), len(deployment.ready)
-    match trigger.metric:
-        case "load_ratio":
-            return by_pods(current, monitoring.load_ratios(), trigger.target)
-        case "cpu":
-            return by_pods(current, monitoring.cpu(), trigger.target)
-        case "queue_wait":
-            return by_value(current, ready, monitoring.queue_wait(), trigger.target)
-        case "queued":
-            return by_average(current, monitoring.queued(), trigger.target)
+    current = len(deployment.replicas)
+    seen = getattr(monitoring, trigger.metric)()
+    if not trigger.external:
+        return by_pods(current, seen, trigger.target)
+    known = [each.value for each in seen if each.value is not None]
+    return by_average(current, sum(known) if known else None, trigger.target)
 
 
 def arrivals(traffic: Traffic, seed: int) -> Iterator[float]:

@@ -1,8 +1,8 @@
 """The HorizontalPodAutoscaler (autoscaling/v2) as kubernetes.io documents its algorithm, without a cluster.
 
-Each metric first proposes how many pods there should be: `by_pods`, `by_value`, `by_average`. `Autoscaler` takes the
-largest proposal, and then no more of it than stabilisation windows, scaling policies and bounds let it.
-KEDA leaves all of this to the same controller: its triggers are external metrics, `by_average` or `by_value`.
+Each metric first proposes how many pods there should be: `by_pods`, `by_average`. `Autoscaler` takes the largest
+proposal, and then no more of it than stabilisation windows, scaling policies and bounds let it.
+KEDA leaves all of this to the same controller: its triggers are external metrics, `by_average`.
 """
 
 from __future__ import annotations
@@ -50,14 +50,6 @@ def by_pods(current: int, seen: Sequence[Seen], target: float) -> int | None:
         return current
     proposed = ceil(careful * len(values))
     return current if (proposed > current) != (careful > 1) else proposed
-
-
-def by_value(current: int, ready: int, value: float | None, target: float) -> int | None:
-    """Pods so that a metric of all of them together comes to `target`; `ready`: how many of the current ones are."""
-    if value is None:
-        return None
-    ratio = _milli(value) / _milli(target)
-    return current if _close(ratio) else ceil(ratio * ready)
 
 
 def by_average(current: int, value: float | None, target: float) -> int | None:

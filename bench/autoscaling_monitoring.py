@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bench.autoscaling_deployment import Deployment, Replica
@@ -59,27 +59,29 @@ class Monitoring:
             await asyncio.sleep(1.0)
             second += 1
 
-    def load_ratios(self) -> list[Seen]:
+    def load_ratio(self) -> list[Seen]:
         """clip4str_load_ratio of each pod. One whose process does not run yet is not ready."""
-        return [
-            Seen(scrapes[-1].load_ratio if scrapes else None, unready=replica.pod is None)
-            for replica, scrapes in self._known()
-        ]
+        return self._latest(lambda scrapes: scrapes[-1].load_ratio)
 
-    def queued(self) -> float | None:
-        """sum(clip4str_queued_crops)."""
-        found = [scrapes[-1].queued for _, scrapes in self._known() if scrapes]
-        return float(sum(found)) if found else None
+    def queued(self) -> list[Seen]:
+        """clip4str_queued_crops of each pod."""
+        return self._latest(lambda scrapes: float(scrapes[-1].queued))
 
-    def queue_wait(self) -> float:
-        """Seconds that 95 of 100 crops waited no longer than; 0 when none came."""
+    def queue_wait(self) -> list[Seen]:
+        """Of each pod, the seconds that 95 of 100 crops waited no longer than; 0 when none came."""
+        return self._latest(self._wait)
+
+    def _latest(self, value: Callable[[Sequence[_Scrape]], float]) -> list[Seen]:
+        seen = []
+        for replica in self._deployment.replicas:
+            scrapes = self._scrapes.get(replica)
+            seen.append(Seen(value(scrapes) if scrapes else None, unready=replica.pod is None))
+        return seen
+
+    def _wait(self, scrapes: Sequence[_Scrape]) -> float:
         since = self._loop.time() - WAIT_WINDOW
-        counts = [0] * (len(self._buckets) + 1)
-        for _, scrapes in self._known():
-            inside = [scrape.waits for scrape in scrapes if scrape.time > since]
-            if len(inside) > 1:  # a rate needs two
-                ends = zip(counts, inside[0], inside[-1], strict=True)
-                counts = [count + last - first for count, first, last in ends]
+        inside = [scrape.waits for scrape in scrapes if scrape.time > since]
+        counts = [last - first for first, last in zip(inside[0], inside[-1], strict=True)]
         return quantile(self._buckets, counts, WAIT_PART)
 
     def cpu(self) -> list[Seen]:
@@ -95,10 +97,6 @@ class Monitoring:
             )
             seen.append(Seen(used, unready=replica.pod is None or (used is not None and not settled)))
         return seen
-
-    def _known(self) -> list[tuple[Replica, deque[_Scrape]]]:
-        none: deque[_Scrape] = deque()
-        return [(replica, self._scrapes.get(replica, none)) for replica in self._deployment.replicas]
 
     def _scrape(self, replica: Replica) -> None:
         pod = replica.pod

@@ -48,9 +48,9 @@ def test_a_replica_takes_its_time_to_start() -> None:
         deployment.begin(1)
         deployment.scale(2)
         await asyncio.sleep(SCHEDULING_SECONDS - 0.1)
-        assert monitoring.load_ratios()[1] == Seen(None, unready=True)  # pending
+        assert monitoring.load_ratio()[1] == Seen(None, unready=True)  # pending
         await asyncio.sleep(0.2)
-        assert not monitoring.load_ratios()[1].unready  # it runs, though it reads nothing yet
+        assert not monitoring.load_ratio()[1].unready  # it runs, though it reads nothing yet
         await asyncio.sleep(10.0 + ENDPOINT_SECONDS - 0.2)
         assert len(deployment.ready) == 1
         await asyncio.sleep(PROBE_SECONDS + 0.2)
@@ -115,13 +115,13 @@ def test_metrics_are_as_old_as_the_last_scrape() -> None:
         await asyncio.sleep(0.5)  # the first scrape is at 0 s, the next at 15
         for _ in range(128):
             deployment.next().ask(asyncio.get_running_loop().time(), 100.0)
-        assert monitoring.load_ratios() == [Seen(0.0)]
-        assert monitoring.queued() == 0
+        assert monitoring.load_ratio() == [Seen(0.0)]
+        assert monitoring.queued() == [Seen(0.0)]
         await asyncio.sleep(14.4)
         for _ in range(128):
             deployment.next().ask(asyncio.get_running_loop().time(), 100.0)
         await asyncio.sleep(0.2)
-        assert monitoring.load_ratios() == [Seen(0.5)]
+        assert monitoring.load_ratio() == [Seen(0.5)]
 
     stage(scenario)
 
@@ -130,13 +130,15 @@ def test_queue_wait_forgets_and_is_nothing_without_traffic() -> None:
     async def scenario(deployment: Deployment, monitoring: Monitoring) -> None:
         deployment.begin(1)
         await asyncio.sleep(1.0)
-        assert monitoring.queue_wait() == 0.0
+        assert monitoring.queue_wait() == [Seen(0.0)]
         for _ in range(200):
             deployment.next().ask(1.0, 100.0)
         await asyncio.sleep(30.0)
-        assert monitoring.queue_wait() > 0.1
+        (seen,) = monitoring.queue_wait()
+        assert seen.value is not None
+        assert seen.value > 0.1
         await asyncio.sleep(60.0)
-        assert monitoring.queue_wait() == 0.0
+        assert monitoring.queue_wait() == [Seen(0.0)]
 
     stage(scenario)
 
@@ -184,7 +186,9 @@ def ready_at(line: Timeline, pods: int) -> float:
     [
         Trigger("load_ratio", 0.1),
         Trigger("queue_wait", 0.25),
-        Trigger("queued", 20.0),
+        Trigger("load_ratio", 0.1, external=True),
+        Trigger("queue_wait", 0.25, external=True),
+        Trigger("queued", 20.0, external=True),
         Trigger("cpu", 0.5),
     ],
 )

@@ -15,7 +15,6 @@ from bench.autoscaling_hpa import (
     Seen,
     by_average,
     by_pods,
-    by_value,
 )
 
 ANY = Rules(0.0, (Policy("Percent", 1000, 15.0),))
@@ -40,7 +39,6 @@ def pods(*values: float | None) -> list[Seen]:
 )
 def test_ratio_and_tolerance(value: float, expected: int) -> None:
     assert by_pods(3, pods(value, value, value), 0.1) == expected
-    assert by_value(3, 3, value, 0.1) == expected
     assert by_average(3, 3 * value, 0.1) == expected
 
 
@@ -75,12 +73,7 @@ def test_pods_that_are_not_ready_are_left_out_against_fewer() -> None:
 def test_nothing_is_proposed_where_nothing_is_known() -> None:
     assert by_pods(2, pods(None, None), 1.0) is None
     assert by_pods(2, [Seen(1.0, unready=True)], 1.0) is None
-    assert by_value(2, 2, None, 1.0) is None
     assert by_average(2, None, 1.0) is None
-
-
-def test_a_value_of_all_together_is_multiplied_by_the_ready_pods_only() -> None:
-    assert by_value(8, 2, 3.0, 1.0) == 6
 
 
 def test_the_largest_proposal_counts() -> None:
