@@ -10,6 +10,7 @@ from bench.autoscaling_hpa import Rules
 from bench.autoscaling_reasons import reasons
 from bench.autoscaling_report import Level, Measured, Open, Run, Simulated
 
+NOTHING = "Nothing has been measured yet.\n"
 _PODS = (
     "offered, crops/s | in time | simulated | p50, ms | simulated | p99, ms | simulated | refused | simulated"
 )

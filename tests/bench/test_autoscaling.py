@@ -9,7 +9,7 @@ import pytest
 
 from bench import autoscaling, autoscaling_cases
 from bench.autoscaling_report import Level, Measured, Open, Run, Simulated
-from bench.autoscaling_tables import section
+from bench.autoscaling_tables import NOTHING, section
 from tests.bench.autoscaling import measured
 
 OPEN: Open = {"offered": 150.0, "in_time": 149.0, "p50_ms": 21.0, "p99_ms": None, "refused": 0.1, "late": 0.0}
@@ -86,13 +86,20 @@ def store(folder: Path, found: Measured, digest: str | None = None) -> Simulated
 def test_a_page_is_fresh_when_it_says_what_the_results_say(folder: Path) -> None:
     played = store(folder, measured())
     assert autoscaling.main(["--check"]) == 1
-    (folder / "page.md").write_text(autoscaling.page(measured(), played))
+    (folder / "page.md").write_text(autoscaling.page())
     assert autoscaling.main(["--check"]) == 0
     text = (folder / "page.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "what was there" not in text
     assert section(measured(), played) in text
+
+
+def test_a_page_says_that_nothing_was_measured(folder: Path) -> None:
+    assert autoscaling.main(["--check"]) == 1
+    (folder / "page.md").write_text(autoscaling.page())
+    assert autoscaling.main(["--check"]) == 0
+    assert NOTHING in (folder / "page.md").read_text()
 
 
 def test_results_come_back_as_they_were_written(folder: Path) -> None:

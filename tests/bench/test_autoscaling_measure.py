@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+
 from bench.autoscaling_measure import Plan, measure
 
 
+@pytest.mark.timeout(900)
 def test_a_quick_measurement() -> None:
     found = measure(Plan(closed_seconds=0.4, open_seconds=0.6, traced=1.0, starts=1))
     assert found["workers"] >= 1
