@@ -23,7 +23,7 @@ QUEUE_CROPS = 256
 LOAD_RATIO = 0.08
 QUEUE_WAIT = 0.25
 BEHAVIOR = Behavior(
-    up=DEFAULT.up,
+    up=Rules(0.0, (Step("Percent", 100, 60.0), Step("Pods", 4, 60.0))),
     down=Rules(300.0, (Step("Percent", 10, 60.0), Step("Pods", 1, 60.0))),
 )
 """The chart's defaults: these four."""
