@@ -36,12 +36,15 @@ OURS = Policy(
 )
 POLICIES: Mapping[str, Policy] = {
     "ours": OURS,
-    "cpu": replace(OURS, title="CPU, 70 %", triggers=(Trigger("cpu", 0.7),)),
+    "cpu": replace(OURS, title="CPU, 70 %", triggers=(Trigger("cpu", 0.7),), behavior=DEFAULT),
     "queue": replace(
-        OURS, title="queue length, 64 crops a pod", triggers=(Trigger("queued", 64.0, external=True),)
+        OURS,
+        title="queue length, 64 crops a pod",
+        triggers=(Trigger("queued", 64.0, external=True),),
+        behavior=DEFAULT,
     ),
 }
-"""They differ in what they look at alone."""
+"""The others with the behavior that Kubernetes has where nothing is said: they never ask for too much at once."""
 
 _LOAD = Trigger("load_ratio", LOAD_RATIO)
 VARIANTS: Mapping[str, Policy] = {
