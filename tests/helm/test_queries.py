@@ -36,8 +36,13 @@ QUEUE = 64
 FREEZE = 2.0
 """Seconds that a worker is stopped for; less than it may be silent."""
 
+LOADING = 240.0
+"""Seconds that a worker may load for, on a machine that does much else."""
+
 STEADY = 6.0
 """Seconds of load at the end, without harm: several scrapes."""
+
+pytestmark = pytest.mark.timeout(4 * LOADING)  # of the first test, which has the service loaded three times
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +131,9 @@ def fail(service: RunningService) -> None:
     """Shows workers a crop that kills them, twice."""
     image = io.BytesIO()
     Image.new("RGB", (128, 32), COLOUR).save(image, "PNG")
-    until(lambda: ready(service))
+    until(lambda: ready(service), LOADING)
     assert by_rest(service, [image.getvalue()]).outcomes == ["internal"]
-    until(lambda: ready(service))
+    until(lambda: ready(service), LOADING)
 
 
 def shown(expression: Expression) -> str:
