@@ -41,7 +41,9 @@ _PERIOD = 180.0  # seconds for which the load stays as it is
 _TIMEOUT_MS = 10_000
 _LEAST_MINUTES = 2.0
 _EVERY = 5.0  # seconds between two looks at memory
-_SETTLING, _SETTLING_SECONDS = 0.2, 60.0  # of the time, and at least: memory pools fill
+_SETTLING, _SETTLING_SECONDS = 0.5, 60.0
+"""Of the time, and at least, in which memory may grow: each size of batch that is new has kernels made for it."""
+
 _SLOPE = 128.0  # KiB a minute that a process may grow
 _PART = 0.2  # of the requests: the first, and the last
 _SLOWER, _SLOWER_MS = (
