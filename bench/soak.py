@@ -46,10 +46,8 @@ _SETTLING, _SETTLING_SECONDS = 0.5, 60.0
 
 _SLOPE = 128.0  # KiB a minute that a process may grow
 _PART = 0.2  # of the requests: the first, and the last
-_SLOWER, _SLOWER_MS = (
-    1.5,
-    20.0,
-)  # the median of the last: at most so many times that of the first, and so much more
+_SLOWER = 1.5  # the median of the last is at most so many times that of the first,
+_SLOWER_MS = 20.0  # and so much more
 
 
 @dataclass(frozen=True, slots=True)
