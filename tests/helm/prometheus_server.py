@@ -34,12 +34,16 @@ class Prometheus:
         samples = [found] if body["data"]["resultType"] == "scalar" else [each["value"] for each in found]
         return [float(value) for _, value in samples]
 
-    def scraped(self) -> bool:
-        """Whether the service was scraped."""
+    def ready(self) -> bool:
+        """Whether it answers questions: until it has begun it refuses them."""
         try:
-            return self.values("up") == [1.0]
+            return httpx.get(f"{self.url}/-/ready").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
+
+    def scraped(self) -> bool:
+        """Whether the service was scraped."""
+        return self.values("up") == [1.0]
 
 
 @contextmanager
@@ -64,6 +68,7 @@ def scraping(service: RunningService, home: Path) -> Iterator[Prometheus]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             prometheus = Prometheus(f"http://127.0.0.1:{port}")
+            until(prometheus.ready)
             until(prometheus.scraped)
             yield prometheus
         finally:

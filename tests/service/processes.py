@@ -37,9 +37,12 @@ def alive(pid: int) -> bool:
 
 
 def module(pid: int) -> str:
-    """What `python -m` it runs."""
-    arguments = (_PROC / str(pid) / "cmdline").read_text().split("\0")
-    return arguments[arguments.index("-m") + 1]
+    """What `python -m` it runs; empty while it is no such program yet, or no more."""
+    try:
+        arguments = (_PROC / str(pid) / "cmdline").read_text().split("\0")
+    except OSError:
+        return ""
+    return arguments[arguments.index("-m") + 1] if "-m" in arguments else ""
 
 
 def mapped(pid: int, name: str) -> int:
