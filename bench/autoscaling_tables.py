@@ -56,7 +56,7 @@ def _defaults() -> str:
     rows = [
         ["`CLIP4STR_QUEUE_CROPS`", str(cases.QUEUE_CROPS)],
         ["`load_ratio`, average of the pods", f"{cases.LOAD_RATIO:g}"],
-        ["p95 of `queue_wait_seconds` over 1 minute, of all pods together", f"{cases.QUEUE_WAIT:g} s"],
+        ["p95 of `queue_wait_seconds` over 1 minute, average of the pods", f"{cases.QUEUE_WAIT:g} s"],
         ["`behavior.scaleUp`", _rules(cases.BEHAVIOR.up)],
         ["`behavior.scaleDown`", _rules(cases.BEHAVIOR.down)],
     ]
