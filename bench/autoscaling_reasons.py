@@ -42,8 +42,9 @@ def reasons(measured: Measured, simulated: Simulated) -> str:
         "most pods could go, and too many would. A pod or a tenth in a minute shows what each step costs.\n"
         f"- **The spike.** It is seen within {seen:g} s, and another pod reads up to {reads:.0f} s later. No "
         "threshold shortens that; meanwhile admission control holds the deadline for what is accepted: its p99 is "
-        f"{ours['p99_ms'] or 0.0:,.0f} ms, {kept} {deadline:,.0f} ms ({ours['worst_p99_ms'] or 0.0:,.0f} ms in the worst "
-        f"5 s). {_told(ours)}. What shortens it are pods that are there already: with 4 at least, {_told(spike['four'])}; with 6, {_told(spike['six'])}.\n"
+        f"{ours['p99_ms'] or 0.0:,.0f} ms, {kept} {deadline:,.0f} ms "
+        f"({ours['worst_p99_ms'] or 0.0:,.0f} ms in the worst 5 s). {_told(ours)}. What shortens it are pods that "
+        f"are there already: with 4 at least, {_told(spike['four'])}; with 6, {_told(spike['six'])}.\n"
     )
 
 
