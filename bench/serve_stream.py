@@ -17,7 +17,7 @@ from clip4str_service.pb import recognition_pb2 as pb
 from clip4str_service.pb.recognition_pb2_grpc import RecognitionServiceStub
 
 _AT_ONCE = 64  # crops of one message, at most: those that wait while the one before is written
-_HELD_BACK = 0.05  # seconds that a message takes to be written, when it is held back
+_HELD_BACK = 0.05  # parts of a crop's timeout that a message takes to be written, when it is held back
 
 
 class HeldBackError(Exception):
@@ -31,6 +31,7 @@ class StreamWay(Way[pb.Result]):
         super().__init__(crops, 1)
         self._address = address
         self._options = pb.Options(timeout_ms=timeout_ms)
+        self._patience = _HELD_BACK * timeout_ms / 1000
         self._ids = itertools.count()
         self._asked: dict[str, asyncio.Future[pb.Result]] = {}
         self._pushed: list[pb.Crop] = []
@@ -53,7 +54,7 @@ class StreamWay(Way[pb.Result]):
     async def ask(self, number: int) -> pb.Result:
         """The answer to the crop of this number. Raises HeldBackError."""
         now = asyncio.get_running_loop().time()
-        if self._writing_since is not None and now - self._writing_since > _HELD_BACK:
+        if self._writing_since is not None and now - self._writing_since > self._patience:
             raise HeldBackError
         name = str(next(self._ids))
         answer: asyncio.Future[pb.Result] = asyncio.get_running_loop().create_future()
