@@ -141,6 +141,7 @@ class Generation:
         self.at_once = bounds.max_batch * sum(each.lanes * (1 + each.companions) for each in loaded)
         self.batcher: Batcher[Job, bytes] = Batcher(bounds, self, sizeof=len)
         self.load_seconds = max(worker.load_seconds for worker in workers)
+        self.up.update(workers)  # at once: who goes over to this generation must not find it without workers
         for order, worker, each in zip(orders, workers, loaded, strict=True):
             self._have(order, (worker, each))
             for number in range(1, each.companions + 1):
@@ -157,6 +158,7 @@ class Generation:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+        await asyncio.gather(*(worker.stop() for worker in self.up))  # those whose keepers had not begun
         self.slots.close()
 
     def sealed(self, batch: Batch[Job, bytes]) -> None:

@@ -171,8 +171,10 @@ async def live_and_die(number: int) -> None:
     worker = PixelWorker()
     generation = Generation(number, Care(lambda _: worker, LONG, lambda: None), BOUNDS, Witness())
     await generation.load([order(Path("pixels"))])
-    await until(lambda: bool(generation.up))
+    assert generation.up == {worker}  # at once: calls may come
+    await asyncio.sleep(number % 2 * 0.01)
     await generation.stop()
+    await asyncio.wait_for(worker.over(), LONG)
 
 
 async def test_nothing_is_left_of_many_generations() -> None:
