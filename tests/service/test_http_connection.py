@@ -62,7 +62,8 @@ async def test_connection_without_a_request_is_closed(doors: Doors, trickle: byt
     guarded = await doors.open(idle_timeout=SHORT)
     async with guarded.client() as client:
         started = monotonic()
-        while not client.reader.at_eof() and monotonic() < started + PATIENT:
+        while not (client.reader.at_eof() or client.reader.exception()):  # it sent on, and was told off
+            assert monotonic() < started + PATIENT
             client.send(trickle)
             await asyncio.sleep(0.02)
         assert SHORT <= monotonic() - started < SOON
