@@ -123,14 +123,14 @@ class Burst:
 @contextmanager
 def in_flight(service: RunningService, samples: Sequence[Sample], size: int = 64) -> Iterator[Burst]:
     """Has twelve requests of `size` crops under way, by every way to ask: their crops are decoded and wait."""
-    before = _prepared(service)
+    before = prepared(service)
     requests = 4 * len(WAYS)
     with ThreadPoolExecutor(requests) as pool:
         expected = {}
         for ask in [*WAYS.values()] * 4:
             contents, texts = crops(samples, size)
             expected[pool.submit(ask, service, contents)] = texts
-        until(lambda: _prepared(service) - before >= requests * size)
+        until(lambda: prepared(service) - before >= requests * size)
         assert metrics(service)["clip4str_queued_crops",] >= size, "the service is too fast for this burst"
         yield Burst(expected)
 
@@ -209,6 +209,6 @@ def _reason(status: status_pb2.Status) -> str:
     return code
 
 
-def _prepared(service: RunningService) -> float:
+def prepared(service: RunningService) -> float:
     """Crops that were decoded and prepared so far."""
     return metrics(service).get(("clip4str_stage_duration_seconds_count", "preprocess"), 0.0)
