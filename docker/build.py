@@ -56,14 +56,25 @@ def _answers(command: str) -> bool:
     return subprocess.run(asked, capture_output=True, check=False).returncode == 0  # noqa: S603 (one of three)
 
 
-@contextmanager
-def stand_in() -> Iterator[list[str]]:
-    """Make the base, unless it is there; the command that builds on it. Raises BuildError, CalledProcessError."""
+def make_base() -> None:
+    """Make the stand-in's base, unless it is there. Raises BuildError, CalledProcessError."""
     if missing := [command for command in _STAND_IN_NEEDS if not shutil.which(command)]:
         raise BuildError(f"--stand-in needs {' and '.join(missing)}: apt-get install {' '.join(missing)}")
     images = json.loads(_output("buildah", "images", "--json"))
-    if not any(_STAND_IN in (image["names"] or ()) for image in images):
-        _make_base()
+    if any(_STAND_IN in (image["names"] or ()) for image in images):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "base.tar"
+        _run("mmdebstrap", "--variant=minbase", f"--include={_STAND_IN_PACKAGES}", "bookworm", str(archive))
+        container = _output("buildah", "from", "scratch").strip()
+        _run("buildah", "add", "--quiet", container, str(archive), "/")
+        _run("buildah", "commit", "--quiet", "--rm", container, _STAND_IN)
+
+
+@contextmanager
+def stand_in() -> Iterator[list[str]]:
+    """The command that builds on the base, which is made if it must be. Raises BuildError, CalledProcessError."""
+    make_base()
     with tempfile.TemporaryDirectory() as folder:
         config, mounted = Path(folder) / "pip.conf", [_CERTIFICATES]
         settings = pip_settings(_output(sys.executable, "-m", "pip", "config", "list"))
@@ -74,15 +85,6 @@ def stand_in() -> Iterator[list[str]]:
             *("buildah", "build", "--format", "docker", "--layers", "--isolation", "chroot", "--pull=never"),
             *(f"--build-arg=PYTHON_IMAGE={_STAND_IN}", *volumes, f"--volume={config}:/etc/pip.conf:ro"),
         ]
-
-
-def _make_base() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "base.tar"
-        _run("mmdebstrap", "--variant=minbase", f"--include={_STAND_IN_PACKAGES}", "bookworm", str(archive))
-        container = _output("buildah", "from", "scratch").strip()
-        _run("buildah", "add", "--quiet", container, str(archive), "/")
-        _run("buildah", "commit", "--quiet", "--rm", container, _STAND_IN)
 
 
 def pip_settings(listed: str) -> dict[str, str]:
@@ -130,9 +132,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--stand-in", action="store_true", help="without engine and registry: buildah, on a base made here"
     )
+    parser.add_argument(
+        "--base-only",
+        action="store_true",
+        help="with --stand-in: make that base, print its name, build nothing",
+    )
     given = parser.parse_args(argv)
+    if given.base_only and not given.stand_in:
+        parser.error("--base-only goes with --stand-in")
     tag = given.tag or f"clip4str:{given.target}"
     try:
+        if given.base_only:
+            make_base()
+            sys.stdout.write(f"{_STAND_IN}\n")
+            return 0
         if given.stand_in:
             with stand_in() as command:
                 build(command, given.target, tag, given.arg)

@@ -62,6 +62,27 @@ def test_nothing_to_build_with(
     assert reason in err
 
 
+def test_base_alone_builds_nothing(engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = '[{"names": null}, {"names": ["localhost/clip4str-stand-in:bookworm"]}]'
+    for name, body in {
+        "buildah": f"echo \"$@\" >> {tmp_path}/asked; echo '{known}'",
+        "mmdebstrap": "exit 1",
+    }.items():
+        path = engine / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    assert main(["--stand-in", "--base-only"]) == 0
+    assert capsys.readouterr().out == "localhost/clip4str-stand-in:bookworm\n"
+    assert (tmp_path / "asked").read_text() == "images --json\n"
+
+
+def test_there_is_no_base_without_stand_in(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--base-only"])
+    assert ended.value.code == 2
+    assert "--base-only goes with --stand-in" in capsys.readouterr().err
+
+
 def test_pip_in_the_build_is_configured_as_here() -> None:
     listed = """:env:.find-links='/wheels'
 global.find-links='/elsewhere'
