@@ -31,6 +31,7 @@ from clip4str.containers import (
     as_state,
     explained,
     is_torchscript,
+    legible,
     read_pickle,
     read_safetensors,
     read_torchscript,
@@ -288,7 +289,7 @@ def _check_weights(checkpoint: Checkpoint, expected: State) -> None:
 
 
 def _some(keys: Iterable[str]) -> str:
-    first, *others = sorted(keys)
+    first, *others = map(legible, sorted(keys))
     return ", ".join([first, *others[:2]]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
 
 
@@ -296,7 +297,7 @@ def _check_finite(name: str, state: State) -> None:
     for key, value in state.items():
         # a sum is many times faster than a look at each, but may itself overflow
         if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
-            raise CheckpointError(f"{name}: {key} holds numbers that are not finite")
+            raise CheckpointError(f"{name}: {legible(key)} holds numbers that are not finite")
 
 
 def _read_published(path: Path) -> tuple[State, ModelConfig]:

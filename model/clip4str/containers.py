@@ -29,6 +29,7 @@ _TRAINING_CODE = (
 )  # fmt: skip
 _SLACK = 64 << 20  # bytes that a TorchScript archive's compressed code may unpack to
 
+_NAME_LENGTH = 120  # characters of a tensor's name that a message shows
 _REFUSED = "refused, for it names code to run, not only weights:"
 
 
@@ -145,12 +146,17 @@ def as_state(content: Any, path: Path) -> State:
         raise CheckpointError(f"{path}: holds no state dict of tensors")
     for key, value in content.items():
         if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-            raise CheckpointError(f"{path}: {key} is not a plain tensor")
+            raise CheckpointError(f"{path}: {legible(key)} is not a plain tensor")
     size = path.stat().st_size
     claimed = sum(value.numel() * value.element_size() for value in content.values())
     if claimed > size:  # strides of 0 make any size out of nothing
         raise CheckpointError(f"{path}: its tensors claim {claimed} bytes, but the file has {size}")
     return {key: value.detach() for key, value in content.items()}
+
+
+def legible(key: str) -> str:
+    """A tensor's name as a line for the user can show it: a stranger's file may name one anything at all."""
+    return key if key.isprintable() and 0 < len(key) <= _NAME_LENGTH else ascii(key[:_NAME_LENGTH])
 
 
 def _refuse_other_kinds(path: Path) -> None:
